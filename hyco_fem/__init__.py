@@ -1,0 +1,115 @@
+"""hyco_fem: finite elements and neural networks fitted together to sparse data (HYCO)."""
+
+# MPI before PETSc before torch: each initialises what the next one finds.
+import mpi4py.MPI  # noqa: F401  isort: skip
+import petsc4py.PETSc  # noqa: F401  isort: skip
+import torch  # noqa: F401  isort: skip
+
+from hyco_fem._compat import MeshAndTags
+from hyco_fem.accuracy.errors import ErrorNorms, error_norms, mesh_size, relative_l2
+from hyco_fem.bridge.dofs import dof_coordinates
+from hyco_fem.bridge.ghosts import DofGhosts, QuadratureGhosts, RandomGhosts, quadrature_points
+from hyco_fem.bridge.points import OutsideError, Points
+from hyco_fem.files import output_folder
+from hyco_fem.game.answers import AdamStep, Answers, TorchStep
+from hyco_fem.game.baselines import NetworkOnly, PhysicsOnly
+from hyco_fem.game.data import Data
+from hyco_fem.game.history import Record, Result
+from hyco_fem.game.hyco import Hyco
+from hyco_fem.game.loop import TextProgress
+from hyco_fem.game.objective import Weights
+from hyco_fem.io.fields import write_fields
+from hyco_fem.io.history import HistoryFile
+from hyco_fem.io.meshes import read_mesh
+from hyco_fem.io.plots import Raster, save_figure, show
+from hyco_fem.io.sensors import Sensors, read_sensors, write_sensors
+from hyco_fem.models.coefficients import GaussianBumps, NeuralField, NodalField, Scalar, SineSeries, Sum
+from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.synthetic import (
+    MLP,
+    FourierFeatures,
+    HardBoundary,
+    InputScaling,
+    ResNet,
+    ShallowNet,
+    bounding_box,
+    box_distance,
+)
+from hyco_fem.models.transforms import Bounded, Identity, Positive, Square, Transform
+from hyco_fem.parallel import limit_threads
+from hyco_fem.pde.linear import SolveError
+from hyco_fem.pde.steady import SteadySolver
+from hyco_fem.verify import (
+    InvarianceResult,
+    TaylorResult,
+    dot_product_test,
+    rank_invariance,
+    taylor_test,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "AdamStep",
+    "Answers",
+    "Bounded",
+    "CoefficientError",
+    "Data",
+    "DofGhosts",
+    "ErrorNorms",
+    "FourierFeatures",
+    "GaussianBumps",
+    "HardBoundary",
+    "HistoryFile",
+    "Hyco",
+    "Identity",
+    "InputScaling",
+    "InvarianceResult",
+    "MeshAndTags",
+    "NetworkOnly",
+    "NeuralField",
+    "NodalField",
+    "OutsideError",
+    "PhysicalModel",
+    "PhysicsOnly",
+    "Points",
+    "Positive",
+    "QuadratureGhosts",
+    "RandomGhosts",
+    "Raster",
+    "Record",
+    "ResNet",
+    "Result",
+    "Scalar",
+    "Sensors",
+    "ShallowNet",
+    "SineSeries",
+    "SolveError",
+    "Square",
+    "SteadySolver",
+    "Sum",
+    "TaylorResult",
+    "TextProgress",
+    "TorchStep",
+    "Transform",
+    "Weights",
+    "bounding_box",
+    "box_distance",
+    "dof_coordinates",
+    "dot_product_test",
+    "error_norms",
+    "limit_threads",
+    "mesh_size",
+    "output_folder",
+    "quadrature_points",
+    "rank_invariance",
+    "read_mesh",
+    "read_sensors",
+    "relative_l2",
+    "save_figure",
+    "show",
+    "taylor_test",
+    "write_fields",
+    "write_sensors",
+]

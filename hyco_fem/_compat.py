@@ -1,0 +1,71 @@
+"""What differs between DOLFINx 0.9, 0.10 and 0.11: the only file that knows.
+
+Each function asks for the shape of the API, never for a version number.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mpi4py import MPI
+
+import dolfinx
+import numpy as np
+from dolfinx import fem
+
+
+class MeshAndTags(NamedTuple):
+    """A mesh read from a file, with its markers.
+
+    mesh: the distributed mesh.
+    cell_tags, facet_tags: MeshTags of the physical groups.
+    names: (dimension, tag) by name of the physical group; empty where the file names none.
+    """
+
+    mesh: dolfinx.mesh.Mesh
+    cell_tags: dolfinx.mesh.MeshTags
+    facet_tags: dolfinx.mesh.MeshTags
+    names: dict[str, tuple[int, int]]
+
+
+def coordinate_map(mesh: dolfinx.mesh.Mesh) -> Any:
+    """The coordinate element of the (single) cell type of a mesh."""
+    geometry = mesh.geometry
+    return geometry.cmaps[0] if hasattr(geometry, "cmaps") else geometry.cmap
+
+
+def geometry_dofmap(mesh: dolfinx.mesh.Mesh) -> np.ndarray:
+    """Nodes of each local cell, (n_cells, n_nodes)."""
+    geometry = mesh.geometry
+    return geometry.dofmaps[0] if hasattr(geometry, "dofmaps") else geometry.dofmap
+
+
+def value_shape(V: fem.FunctionSpace) -> tuple[int, ...]:
+    """Value shape of a space: () for a scalar one."""
+    shape = V.value_shape if hasattr(V, "value_shape") else V.element.value_shape
+    return tuple(int(s) for s in shape)
+
+
+def interpolation_points(V: fem.FunctionSpace) -> np.ndarray:
+    """Interpolation points of the element on the reference cell, (n, tdim)."""
+    points = V.element.interpolation_points
+    return points() if callable(points) else points
+
+
+def gmsh_model_to_mesh(model: Any, comm: MPI.Comm, gdim: int) -> MeshAndTags:
+    """Distribute the gmsh model of rank 0.  Collective."""
+    names: dict[str, tuple[int, int]] = {}
+    if comm.rank == 0:
+        for dim, tag in model.getPhysicalGroups():
+            name = model.getPhysicalName(dim, tag)
+            if name:
+                names[name] = (dim, tag)
+    names = comm.bcast(names, root=0)
+    try:
+        from dolfinx.io import gmsh as reader
+    except ImportError:
+        from dolfinx.io import gmshio as reader
+    read = reader.model_to_mesh(model, comm, 0, gdim=gdim)
+    if hasattr(read, "mesh"):  # MeshData, from 0.10 on
+        return MeshAndTags(read.mesh, read.cell_tags, read.facet_tags, names)
+    return MeshAndTags(*read[:3], names)

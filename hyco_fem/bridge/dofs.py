@@ -1,0 +1,81 @@
+"""Dofs as torch sees them: where they are, which are owned, and how owned values become local ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from dolfinx import fem, la
+from torch import Tensor
+
+from hyco_fem import _compat
+
+
+def block_size(V: fem.FunctionSpace) -> int:
+    """Number of values at each dof point: 1 for a scalar space, d for a vector one."""
+    return V.dofmap.index_map_bs
+
+
+def owned_size(V: fem.FunctionSpace) -> int:
+    """Number of owned dof values of this rank, blocks unrolled."""
+    return V.dofmap.index_map.size_local * block_size(V)
+
+
+def dof_coordinates(V: fem.FunctionSpace) -> Tensor:
+    """Coordinates of the owned dof points, (n_owned_points, d).  Distributed.
+
+    Raises:
+        ValueError: the space is not a point-evaluation one (Lagrange of any degree, continuous or not).
+    """
+    check_point_evaluation(V)
+    mesh = V.mesh
+    n = V.dofmap.index_map.size_local
+    return torch.from_numpy(V.tabulate_dof_coordinates()[:n, : mesh.geometry.dim].astype(np.float64))
+
+
+def check_point_evaluation(V: fem.FunctionSpace) -> None:
+    """Raise ValueError unless dofs of V are values at points."""
+    try:
+        family = V.element.basix_element.family.name
+    except RuntimeError:
+        family = "mixed"
+    shape = _compat.value_shape(V)
+    if family != "P" or block_size(V) != int(np.prod(shape, dtype=int)):
+        raise ValueError(
+            f"a space of '{family}' elements with value shape {shape} has dofs that are not values at points; "
+            "use Lagrange elements (collapse a sub-space of a mixed one)"
+        )
+
+
+class DofLayout:
+    """Owned ⇄ local (owned and ghost) values of one space, with one reusable work vector."""
+
+    def __init__(self, V: fem.FunctionSpace) -> None:
+        dofmap = V.dofmap
+        self.bs = dofmap.index_map_bs
+        self.n_owned = dofmap.index_map.size_local * self.bs
+        self._serial = V.mesh.comm.size == 1
+        self._work = la.vector(dofmap.index_map, self.bs, dtype=np.float64)
+
+    def to_local(self, owned_values: np.ndarray) -> np.ndarray:
+        """Local values from owned ones; a view of a work array, good until the next call.  Collective."""
+        if self._serial:
+            return owned_values
+        self._work.array[: self.n_owned] = owned_values
+        self._work.scatter_forward()
+        return self._work.array
+
+    def to_owned(self, local_values: np.ndarray) -> np.ndarray:
+        """The transpose of `to_local`: ghost parts are added to their owner.  Collective."""
+        if self._serial:
+            return local_values
+        self._work.array[:] = local_values
+        self._work.scatter_reverse(la.InsertMode.add)
+        return self._work.array[: self.n_owned].copy()
+
+
+def layout(V: fem.FunctionSpace) -> DofLayout:
+    """The layout of V, made once and kept with V: its scatter costs communication to set up.  Collective."""
+    found = getattr(V, "_hyco_layout", None)
+    if found is None:
+        found = V._hyco_layout = DofLayout(V)
+    return found

@@ -1,0 +1,252 @@
+"""Points in a mesh: which rank owns which, and the observation operator B with its transpose.
+
+`Points` holds scattered points.  A point belongs to exactly one rank: the owner of the lowest-numbered cell, in the
+numbering of the mesh file, that contains it, so the choice does not depend on the partition.  B is a sparse matrix,
+rows distributed with the points and columns with the dofs; B and Bᵀ each cost one ghost exchange.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from mpi4py import MPI
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from dolfinx import fem, geometry
+from dolfinx import mesh as dmesh
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyco_fem.bridge.cells import CellGeometry, cell_geometry
+from hyco_fem.bridge.dofs import DofLayout, check_point_evaluation, layout
+from hyco_fem.parallel import agreed, sum_array
+
+# Fraction of a cell by which a point may lie outside: rounding of a text file, not a modelling tolerance.
+_TOLERANCE = 1e-9
+
+
+class OutsideError(ValueError):
+    """Points that lie outside the mesh; `indices` are their rows."""
+
+    def __init__(self, message: str, indices: list[int] | None = None) -> None:
+        super().__init__(message)
+        self.indices = indices or []
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.indices)
+
+
+class Points:
+    """Points of a mesh, distributed.
+
+    Args:
+        mesh: The mesh.
+        x: The same points (n, d) on every rank, in any order, repeated or not; n may be 0.
+        missing: What to do with a point outside the mesh: "raise", or "mark": leave it out, see `found`.
+
+    Attributes:
+        x: Coordinates of the points owned here, (n_owned, d), float64.
+        index: Their rows in the x that was given, ascending, (n_owned,).
+        weights: Their weights in a mean over all points, (n_owned,); 1/n_found unless a sampler set others.
+        n: Number of points on all ranks; found: which rows lie in the mesh, (n,), replicated.
+
+    Raises:
+        OutsideError: points outside the mesh, named by row and coordinates.
+        ValueError: x has a wrong shape, is not finite, or differs between ranks.
+
+    Collective.
+    """
+
+    def __init__(self, mesh: dmesh.Mesh, x: Any, *, missing: Literal["raise", "mark"] = "raise") -> None:
+        comm: MPI.Comm = mesh.comm
+        cells = cell_geometry(mesh)
+        with agreed(comm):
+            x = _checked(x, cells.gdim)
+            if missing not in ("raise", "mark"):
+                raise ValueError(f"missing must be 'raise' or 'mark', not {missing!r}")
+        if comm.size > 1:
+            reference = comm.bcast(x if comm.rank == 0 else None, root=0)
+            with agreed(comm):
+                if not np.array_equal(x, reference):
+                    raise ValueError("the points differ between ranks; pass the same x on every rank")
+        cell, X, original = _locate(mesh, cells, x)
+        best = np.empty_like(original)
+        comm.Allreduce(original, best, op=MPI.MIN)
+        found = best < cells.n_global
+        if missing == "raise" and not found.all():
+            rows = np.flatnonzero(~found)
+            listed = ", ".join(f"{i}: {_text(x[i])}" for i in rows[:5]) + (", …" if len(rows) > 5 else "")
+            raise OutsideError(
+                f"{len(rows)} of {len(x)} points lie outside the mesh (row: coordinates): {listed}; move or remove "
+                "them, or pass missing='mark'",
+                rows.tolist(),
+            )
+        mine = np.flatnonzero(found & (original == best))
+        self._set(mesh, x[mine], cell[mine], X[mine], mine, len(x), 1.0 / max(1, int(found.sum())))
+        self.found = found
+
+    @classmethod
+    def in_cells(
+        cls,
+        mesh: dmesh.Mesh,
+        cells: np.ndarray,
+        X: np.ndarray,
+        index: np.ndarray,
+        n: int,
+        weights: np.ndarray | float,
+    ) -> Points:
+        """Points whose owned cells and reference coordinates are known: no search, no communication.
+
+        Args:
+            cells, X, index: For each point owned here its local cell, reference coordinates and global row.
+            n: Number of points on all ranks.  weights: in a mean over all points.
+        """
+        self = cls.__new__(cls)
+        geo = cell_geometry(mesh)
+        x = geo.push_forward(cells, X) if len(cells) else np.empty((0, geo.gdim))
+        self._set(mesh, x, cells, X, index, n, weights)
+        self.found = np.ones(n, dtype=bool)
+        return self
+
+    def _set(self, mesh: dmesh.Mesh, x: np.ndarray, cells: Any, X: Any, index: Any, n: int, weights: Any) -> None:
+        self.mesh, self.comm = mesh, mesh.comm
+        self.x = torch.from_numpy(x)
+        self.index, self.n = index, n
+        self.weights = torch.from_numpy(np.full(len(x), weights) if np.isscalar(weights) else np.asarray(weights))
+        self._cells, self._X = cells, X
+        self._observations: list[tuple[fem.FunctionSpace, Observation]] = []
+
+    def __len__(self) -> int:
+        """Number of points owned here."""
+        return len(self.x)
+
+    def observation(self, V: fem.FunctionSpace) -> Observation:
+        """The operator B from owned dofs of V to the points owned here; made once for each space.  Collective."""
+        for space, found in self._observations:
+            if space is V:
+                return found
+        made = Observation(V, self._cells, self._X)
+        self._observations.append((V, made))
+        return made
+
+    def evaluate(self, u: Tensor | fem.Function, V: fem.FunctionSpace | None = None) -> Tensor:
+        """Values of a field at the points owned here; differentiable in u.  Collective.
+
+        Args:
+            u: Owned dof values (n_dofs_owned,) of V, or a Function (then V is not needed).
+
+        Returns:
+            (n_owned,), or (n_owned, value_size) for a vector field.
+        """
+        if isinstance(u, fem.Function):
+            V = u.function_space
+            n = V.dofmap.index_map.size_local * V.dofmap.index_map_bs
+            u = torch.from_numpy(u.x.array[:n].copy())
+        if V is None:
+            raise ValueError("evaluate(u, V) needs the space of the dof values")
+        return _Observe.apply(u, self.observation(V))
+
+    def gather(self, values: Tensor | np.ndarray) -> np.ndarray:
+        """Values at all n points, replicated, from those at the owned ones; NaN where not found.  Collective."""
+        values = np.asarray(values.detach() if isinstance(values, Tensor) else values)
+        out = np.zeros((self.n, *values.shape[1:]))
+        out[self.index] = values
+        out = sum_array(self.comm, out)
+        out[~self.found] = np.nan
+        return out
+
+
+class Observation:
+    """B: owned dofs of V → values at points.  `apply` and `transpose` are each other's adjoints.  Collective.
+
+    Args:
+        V: A Lagrange space.  cells, X: local cell and reference coordinates of each point.
+    """
+
+    def __init__(self, V: fem.FunctionSpace, cells: np.ndarray, X: np.ndarray) -> None:
+        check_point_evaluation(V)
+        self.layout: DofLayout = layout(V)
+        self.bs = self.layout.bs
+        imap = V.dofmap.index_map
+        dofs = V.dofmap.list[cells]
+        values = V.element.basix_element.tabulate(0, X)[0, :, :, 0]
+        n, k = dofs.shape
+        self.B = sp.csr_array(
+            (values.ravel(), dofs.ravel(), np.arange(0, n * k + 1, k, dtype=np.int32)),
+            shape=(n, imap.size_local + imap.num_ghosts),
+        )
+
+    def apply(self, u: np.ndarray) -> np.ndarray:
+        """B u, (n,) or (n, bs), from the owned dofs (n_owned·bs,)."""
+        local = self.layout.to_local(u)
+        return self.B @ local if self.bs == 1 else self.B @ local.reshape(-1, self.bs)
+
+    def transpose(self, w: np.ndarray) -> np.ndarray:
+        """Bᵀ w, owned dofs, from values at the points."""
+        return self.layout.to_owned(np.ascontiguousarray(self.B.T @ w).reshape(-1))
+
+
+class _Observe(torch.autograd.Function):
+    @staticmethod
+    def forward(u: Tensor, observation: Observation) -> Tensor:
+        if u.shape != (observation.layout.n_owned,):
+            raise ValueError(
+                f"dof values of shape {tuple(u.shape)} do not fit the space, which owns "
+                f"{observation.layout.n_owned} here"
+            )
+        return torch.from_numpy(observation.apply(u.detach().numpy()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.observation = inputs[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, w: Tensor) -> tuple:  # type: ignore[override]
+        return torch.from_numpy(ctx.observation.transpose(w.detach().numpy())), None
+
+    @staticmethod
+    def jvp(ctx: Any, du: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(ctx.observation.apply(du.detach().numpy()))
+
+
+def _checked(x: Any, gdim: int) -> np.ndarray:
+    x = np.asarray(x.detach() if isinstance(x, Tensor) else x, dtype=np.float64)
+    if x.ndim != 2 or x.shape[1] != gdim:
+        raise ValueError(f"points must have shape (n, {gdim}) on this mesh, not {x.shape}")
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise ValueError(f"point {bad[0]} has coordinates {_text(x[bad[0]])}, which are not finite")
+    return np.ascontiguousarray(x)
+
+
+def _text(x: np.ndarray) -> str:
+    return "(" + ", ".join(f"{float(c):g}" for c in x) + ")"
+
+
+def _locate(mesh: dmesh.Mesh, geo: CellGeometry, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each point the lowest-numbered owned cell that contains it: local cell, X, and its file number."""
+    n = len(x)
+    cell, X = np.zeros(n, dtype=np.int32), np.zeros((n, geo.tdim))
+    original = np.full(n, geo.n_global, dtype=np.int64)
+    if n == 0 or geo.n_owned == 0:
+        return cell, X, original
+    x3 = np.zeros((n, 3))
+    x3[:, : geo.gdim] = x
+    box = np.ptp(mesh.geometry.x, axis=0).max()
+    tree = geometry.bb_tree(
+        mesh, geo.tdim, padding=_TOLERANCE * box, entities=np.arange(geo.n_owned, dtype=np.int32)
+    )
+    hits = geometry.compute_collisions_points(tree, x3)
+    cells = np.asarray(hits.array)
+    points = np.repeat(np.arange(n), np.diff(hits.offsets))
+    candidates = geo.pull_back(cells, x[points])
+    ok = geo.inside(candidates, _TOLERANCE)
+    cells, points, candidates = cells[ok], points[ok], candidates[ok]
+    # Highest file number first, so that the lowest is written last and stays.
+    order = np.argsort(-geo.original[cells], kind="stable")
+    cells, points, candidates = cells[order], points[order], candidates[order]
+    cell[points], X[points], original[points] = cells, candidates, geo.original[cells]
+    return cell, X, original

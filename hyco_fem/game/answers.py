@@ -1,0 +1,176 @@
+"""How a player answers: an `Answer` describes it, a `Player` carries it out with the state that it needs.
+
+Roll-back: a player remembers its parameters and optimiser as they were before its last step.  When the next look at
+its objective finds a number that is not finite, the step is taken back and the learning rate halved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mpi4py import MPI
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hyco_fem.parallel import gradient_norm, sum_gradients, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a player saw when it evaluated its objective: the value, and the norm of its gradient.  Replicated."""
+
+    objective: float
+    gradient_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether a step from here makes sense."""
+        return bool(np.isfinite(self.objective) and np.isfinite(self.gradient_norm))
+
+
+class Answer(Protocol):
+    """A way to answer: makes the optimiser of a player and says how many steps it takes each round."""
+
+    steps: int
+
+    def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer: ...
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """`steps` steps of Adam each round (Kingma, Ba 2015)."""
+
+    lr: float = 1e-3
+    steps: int = 1
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and self.steps >= 1):
+            raise ValueError(f"AdamStep needs lr > 0 and steps >= 1, not lr={self.lr}, steps={self.steps}")
+
+    def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh Adam."""
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, foreach=True)
+
+
+@dataclass(frozen=True)
+class TorchStep:
+    """`steps` steps each round of any first-order torch optimiser, made by `factory(parameters)`.
+
+    Optimisers that need a closure (L-BFGS) do not fit here.
+    """
+
+    factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    steps: int = 1
+
+    def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """What the factory makes."""
+        return self.factory(parameters)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of the two players; by default the published learning rates 5e-3 and 1e-3."""
+
+    physical: Answer = field(default_factory=lambda: AdamStep(5e-3))
+    synthetic: Answer = field(default_factory=lambda: AdamStep(1e-3))
+
+
+class Player:
+    """A model's parameters with their optimiser.
+
+    Args:
+        name: For messages.  parameters: those to train.  answer: how.  comm: over which gradients are summed.
+    """
+
+    def __init__(self, name: str, parameters: Iterable[nn.Parameter], answer: Answer, comm: MPI.Comm) -> None:
+        self.name, self.comm, self.answer = name, comm, answer
+        self.parameters = [p for p in parameters if p.requires_grad]
+        # A player with nothing to learn (all coefficients known) takes part, but never moves.
+        self.optimiser = answer.optimiser(self.parameters) if self.parameters else None
+        self._before: tuple[list[Tensor], dict[str, Any]] | None = None
+
+    def look(self, local_objective: Tensor) -> Look:
+        """Objective (summed over ranks) and gradient (left in .grad) from this rank's summand.  Collective."""
+        total = sum_over_ranks(local_objective, self.comm)
+        for p in self.parameters:
+            p.grad = None
+        if self.parameters and total.requires_grad:
+            total.backward(inputs=self.parameters)
+        sum_gradients(self.parameters, self.comm)
+        return Look(float(total.detach()), gradient_norm(self.parameters, self.comm))
+
+    def step(self) -> None:
+        """One step of the optimiser with the gradients at hand; can be taken back."""
+        if self.optimiser is not None:
+            self._remember()
+            self.optimiser.step()
+
+    def answer_to(self, objective: Callable[[], Tensor]) -> Look:
+        """Look and step, `answer.steps` times; the first look, or the first that is not finite.  Collective.
+
+        A look that is not finite takes back the step before it and ends the answer.
+        """
+        first = look = self.look(objective())
+        for k in range(self.answer.steps):
+            if k > 0:
+                look = self.look(objective())
+            if not look.finite:
+                self.take_back()
+                return look
+            self.step()
+        return first
+
+    def take_back(self) -> None:
+        """Undo the last step, because it led to an objective that is not finite, and halve the learning rate.
+
+        Raises:
+            FloatingPointError: there is no step to undo.
+        """
+        if not self.undo():
+            raise FloatingPointError(
+                f"the objective of the {self.name} player is not finite at the start; check the data, the weights and "
+                "the starting values"
+            )
+
+    def undo(self) -> bool:
+        """Undo the last step and halve the learning rate; False where there is no step to undo."""
+        if self._before is None or self.optimiser is None:
+            return False
+        values, state = self._before
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, values)
+        rates = [group["lr"] / 2 for group in self.optimiser.param_groups if "lr" in group]
+        self.optimiser.load_state_dict(copy.deepcopy(state))
+        for group, lr in zip(self.optimiser.param_groups, rates, strict=False):
+            group["lr"] = lr
+        return True
+
+    def _remember(self) -> None:
+        assert self.optimiser is not None
+        state = self.optimiser.state_dict()
+        if self._before is None or not _copy_into(self._before, self.parameters, state):
+            self._before = ([p.detach().clone() for p in self.parameters], copy.deepcopy(state))
+
+
+def _copy_into(memory: tuple[list[Tensor], dict[str, Any]], parameters: list[nn.Parameter], state: dict) -> bool:
+    """Copy parameters and optimiser state into arrays that are there already; False where they do not fit."""
+    values, old = memory
+    if old["state"].keys() != state["state"].keys():
+        return False
+    targets, sources = list(values), [p.detach() for p in parameters]
+    for key, entries in state["state"].items():
+        for name, entry in entries.items():
+            if isinstance(entry, Tensor) and isinstance(old["state"][key].get(name), Tensor):
+                targets.append(old["state"][key][name])
+                sources.append(entry)
+            else:
+                old["state"][key][name] = copy.deepcopy(entry)
+    torch._foreach_copy_(targets, sources)
+    old["param_groups"] = copy.deepcopy(state["param_groups"])
+    return True

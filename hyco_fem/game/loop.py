@@ -1,0 +1,142 @@
+"""Rounds: what HYCO and its baselines share — counting, stopping, callbacks, taking back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from mpi4py import MPI
+
+import numpy as np
+from torch import nn
+
+from hyco_fem.game.history import Callback, Record, Result, parameter_values
+from hyco_fem.parallel import agreed, any_rank
+
+# After so many steps in a row that had to be taken back, halving the learning rate will not help.
+_PATIENCE = 20
+
+# A coefficient with more numbers than this is a field or a network: the history keeps its root mean square.
+LONGEST_IN_HISTORY = 64
+
+
+class Clock:
+    """Seconds by part, on this rank."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+class Trainer(Protocol):
+    """What can be run in rounds."""
+
+    comm: MPI.Comm
+    clock: Clock
+    model: nn.Module
+    next_round: int
+
+    def round(self, number: int) -> Record | None:
+        """Play a round; its record, or None where a step was taken back."""
+
+    def look(self, number: int) -> Record:
+        """The record of the state as it is; nothing moves."""
+
+
+def run(
+    trainer: Trainer,
+    rounds: int,
+    *,
+    tolerance: float | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Play rounds until one of the reasons to stop.  Collective.
+
+    Args:
+        rounds: At most so many.
+        tolerance: Stop when each player's gradient norm is below `tolerance` times what it was in the first round.
+        callbacks: Called on every rank with the record of each round; one that returns True on any rank stops the
+            run.
+
+    Raises:
+        FloatingPointError: an objective is not finite at the start, or stays so after many steps were taken back.
+    """
+    with agreed(trainer.comm):
+        if rounds < 0 or int(rounds) != rounds:
+            raise ValueError(f"rounds must be a number of rounds, not {rounds}")
+    history: list[Record] = []
+    rolled_back = in_a_row = 0
+    stop = "rounds"
+    first: np.ndarray | None = None
+    with trainer.clock("total"):
+        for _ in range(rounds):
+            record = trainer.round(trainer.next_round)
+            trainer.next_round += 1
+            if record is None:
+                rolled_back, in_a_row = rolled_back + 1, in_a_row + 1
+                if in_a_row >= _PATIENCE:
+                    raise FloatingPointError(
+                        f"the objective was not finite after each of the last {_PATIENCE} steps, all taken back; use a "
+                        "smaller learning rate or another start"
+                    )
+                continue
+            in_a_row = 0
+            history.append(record)
+            gradients = np.nan_to_num([record.gradient_physical, record.gradient_synthetic])
+            first = gradients if first is None else first
+            if _called(trainer.comm, callbacks, record):
+                stop = "callback"
+                break
+            if tolerance is not None and np.all(gradients <= tolerance * first):
+                stop = "tolerance"
+                break
+        final = trainer.look(trainer.next_round)
+    history.append(final)
+    return Result(
+        parameters=parameter_values(trainer.model, trainer.comm),
+        history=history,
+        nash_residual=(final.gradient_physical, final.gradient_synthetic),
+        rounds=len(history) - 1,
+        rolled_back=rolled_back,
+        stop=stop,
+        timings=dict(trainer.clock.seconds),
+    )
+
+
+def _called(comm: MPI.Comm, callbacks: Sequence[Callback], record: Record) -> bool:
+    if not callbacks:
+        return False
+    with agreed(comm):
+        wishes = [bool(callback(record)) for callback in callbacks]
+    return any_rank(comm, any(wishes))
+
+
+class TextProgress:
+    """Callback that prints a line every `every` rounds, on rank 0, flushed: made for logs."""
+
+    def __init__(self, every: int = 100, comm: MPI.Comm = MPI.COMM_WORLD, label: str = "") -> None:
+        self.every, self.label = every, label
+        self._root = comm.rank == 0
+        self._start = time.perf_counter()
+
+    def __call__(self, record: Record) -> None:
+        if self._root and record.round % self.every == 0:
+            shown = {
+                "L_phy": record.misfit_physical,
+                "L_syn": record.misfit_synthetic,
+                "I": record.interaction,
+                "|∇θ|": record.gradient_physical,
+                "|∇φ|": record.gradient_synthetic,
+            }
+            text = "  ".join(f"{k} {v:.3e}" for k, v in shown.items() if not np.isnan(v))
+            seconds = time.perf_counter() - self._start
+            print(f"{self.label}round {record.round:5d}  {text}  {seconds:6.1f} s", flush=True)

@@ -1,0 +1,67 @@
+"""What the two players minimise (Liverani, Steynberg, Zuazua, arXiv 2509.14123).
+
+    J_phy(θ; φ) = a₁ L_phy(θ) + b₁ I(θ, φ)
+    J_syn(φ; θ) = a₂ L_syn(φ) + b₂ I(θ, φ)
+    L_m = mean_i |u_m(x_i) − y_i|² / σ_i²,   I = Σ_g ω_g |u_phy(g) − u_syn(g)|²,  Σ ω_g = 1
+    P   = (a₁/b₁) L_phy + (a₂/b₂) L_syn + I      the potential of the game
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from hyco_fem.bridge.ghosts import GhostPoints
+from hyco_fem.bridge.points import Points
+
+
+@dataclass(frozen=True)
+class Weights:
+    """a₁, b₁ of the physical and a₂, b₂ of the synthetic player; not negative.  a₁ = 0: the solver sees no data."""
+
+    a1: float = 1.0
+    b1: float = 1.0
+    a2: float = 1.0
+    b2: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"the weight {field.name} must be finite and not negative, not {value}")
+
+    def potential(self, misfit_physical: float, misfit_synthetic: float, interaction: float) -> float:
+        """P at given losses; NaN where b₁ or b₂ is zero, since there is then no potential."""
+        if self.b1 == 0 or self.b2 == 0:
+            return math.nan
+        return self.a1 / self.b1 * misfit_physical + self.a2 / self.b2 * misfit_synthetic + interaction
+
+
+def network_values(network: nn.Module, x: Tensor) -> Tensor:
+    """Values of the synthetic model at x (n, d), checked: (n,) or (n, outputs) in float64.
+
+    Raises:
+        TypeError, ValueError: the network does not fit.
+    """
+    values = network(x)
+    if values.dtype != torch.float64:
+        raise TypeError(f"the synthetic model returned {values.dtype}; hyco_fem computes in float64: call .double() on it")
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values.squeeze(1)
+    if len(values) != len(x):
+        raise ValueError(f"the synthetic model returned shape {tuple(values.shape)} for {len(x)} points")
+    return values
+
+
+def local_interaction(physical: Tensor, synthetic: Tensor, ghosts: GhostPoints | Points) -> Tensor:
+    """This rank's summand of I, from both models' values at the ghost points owned here."""
+    if physical.shape != synthetic.shape:
+        raise ValueError(
+            f"the models differ in shape at the ghost points: physical {tuple(physical.shape)}, synthetic "
+            f"{tuple(synthetic.shape)}; give the network as many outputs as the field has components"
+        )
+    square = (physical - synthetic).square()
+    return ghosts.weights @ (square if square.ndim == 1 else square.sum(1))

@@ -1,0 +1,138 @@
+"""Sensor tables: CSV with a header, one line a sensor."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+from dolfinx import mesh as dmesh
+
+from hyco_fem.bridge.points import OutsideError, Points
+from hyco_fem.files import replace_file
+from hyco_fem.game.data import Data
+from hyco_fem.parallel import agreed, raise_together
+
+_COORDINATES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """A table of sensors, replicated.
+
+    x: coordinates (n, d).  values: (n,), or (n, k) where there are columns value_0, value_1, ….  noise_std: (n,), or
+    None where the file has no such column.  lines: line of the file of each sensor.  source: name of the file.
+    """
+
+    x: np.ndarray
+    values: np.ndarray
+    noise_std: np.ndarray | None
+    lines: tuple[int, ...]
+    source: str
+
+    def on(self, mesh: dmesh.Mesh) -> Data:
+        """The data at points of a mesh.  Collective.
+
+        Raises:
+            OutsideError: a sensor lies outside; named by its line in the file and its coordinates.
+        """
+        try:
+            points = Points(mesh, self.x)
+        except OutsideError as error:
+            listed = "; ".join(
+                f"line {self.lines[i]}: ({', '.join(f'{c:g}' for c in self.x[i])})" for i in error.indices[:5]
+            )
+            raise OutsideError(
+                f"{self.source}: {len(error.indices)} of {len(self.x)} sensors lie outside the mesh: {listed}"
+                f"{'; …' if len(error.indices) > 5 else ''}; correct or delete these lines",
+                error.indices,
+            ) from None
+        return Data(points, self.values, self.noise_std)
+
+
+def read_sensors(path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> Sensors:
+    """Read a CSV with the columns x[, y[, z]], value (or value_0, value_1, …) and, if known, noise_std.
+
+    Rank 0 reads; every rank gets the table.  Lines that start with # are comments.  Collective.
+
+    Raises:
+        OSError: the file cannot be read.  ValueError: a column is missing or an entry is not a finite number (with line
+            and column), or a noise_std is not positive.  On all ranks.
+    """
+    table: Sensors | None = None
+    error: Exception | None = None
+    if comm.rank == 0:
+        try:
+            table = _parse(Path(path))
+        except Exception as e:
+            error = e
+    raise_together(comm, error)
+    return comm.bcast(table, root=0)
+
+
+def _parse(path: Path) -> Sensors:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise OSError(f"the sensor file '{path}' cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file in UTF-8") from None
+    kept = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
+    if len(kept) < 2:
+        raise ValueError(f"{path} has no sensors: it needs a header line and one line a sensor")
+    header = [name.strip() for name in next(csv.reader([kept[0][1]]))]
+    coordinates = [c for c in _COORDINATES if c in header]
+    vector = sorted((c for c in header if c.startswith("value_")), key=lambda c: (len(c), c))
+    values = ["value"] if "value" in header else vector
+    if not coordinates or coordinates != list(_COORDINATES[: len(coordinates)]) or not values:
+        raise ValueError(f"{path}: the header needs x[, y[, z]] and value (or value_0, value_1, …), it has {header}")
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}: a column stands twice in the header {header}")
+    wanted = coordinates + values + (["noise_std"] if "noise_std" in header else [])
+    rows = []
+    for number, line in kept[1:]:
+        cells = next(csv.reader([line]))
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, line {number}: {len(cells)} entries for {len(header)} columns")
+        rows.append([_number(cells[header.index(c)], path, number, c) for c in wanted])
+    array = np.array(rows)
+    d, k = len(coordinates), len(values)
+    noise = array[:, d + k] if "noise_std" in wanted else None
+    if noise is not None and (noise <= 0).any():
+        i = int(np.argmax(noise <= 0))
+        raise ValueError(f"{path}, line {kept[1 + i][0]}, column 'noise_std': {noise[i]:g} is not positive")
+    y = array[:, d] if values == ["value"] else array[:, d : d + k]
+    return Sensors(array[:, :d].copy(), y.copy(), noise, tuple(n for n, _ in kept[1:]), str(path))
+
+
+def _number(text: str, path: Path, line: int, column: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{path}, line {line}, column '{column}': '{text.strip()}' is not a number") from None
+    if not np.isfinite(number):
+        raise ValueError(f"{path}, line {line}, column '{column}': {text.strip()} is not finite")
+    return number
+
+
+def write_sensors(
+    path: str | Path, x: Any, values: Any, noise_std: Any, comment: str = "", comm: MPI.Comm = MPI.COMM_WORLD
+) -> None:
+    """Write a table that `read_sensors` reads; x (n, d), values (n,), noise_std (n,) or a number.  Collective."""
+    with agreed(comm):
+        if comm.rank == 0:
+            x, values = np.asarray(x), np.asarray(values)
+            out = io.StringIO()
+            for line in comment.splitlines():
+                out.write(f"# {line}\n")
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerow([*_COORDINATES[: x.shape[1]], "value", "noise_std"])
+            noise = np.broadcast_to(noise_std, values.shape)
+            for point, value, sigma in zip(x, values, noise, strict=True):
+                writer.writerow([*(f"{c:.10g}" for c in point), f"{value:.10g}", f"{sigma:.10g}"])
+            replace_file(path, lambda p: p.write_text(out.getvalue()))

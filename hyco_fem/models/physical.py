@@ -1,0 +1,187 @@
+"""The physical model: a PDE with unknown coefficients as a torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from mpi4py import MPI
+
+import numpy as np
+import torch
+import ufl
+from dolfinx import fem
+from torch import Tensor, nn
+
+from hyco_fem.bridge.dofs import dof_coordinates, owned_size
+from hyco_fem.bridge.points import Points
+from hyco_fem.bridge.solve import solve
+from hyco_fem.parallel import agreed, check_replicated, raise_together
+from hyco_fem.pde.linear import Options
+from hyco_fem.pde.steady import SteadySolver
+
+
+class CoefficientError(ValueError):
+    """A coefficient that is not finite, or not positive where it must be."""
+
+
+class PhysicalModel(nn.Module):
+    """A steady PDE F(u, m(θ); v) = 0 with coefficients m given by torch modules.
+
+    Args:
+        F: Residual in UFL, linear in the test function; affine in u (one linear solve) or not (Newton).
+        u: The unknown, a Function; it holds the last solution.
+        bcs: Dirichlet conditions.
+        coefficients: For each unknown coefficient, a Function of F, the module that gives its values: dof
+            coordinates (n, d) ↦ (n,) or (n, value_size), float64.  Its parameters are θ.  They must be equal on all
+            ranks, except those of a `NodalField`.
+        positive: Functions among the keys of `coefficients` that must stay positive.
+        petsc_options: PETSc options without prefix; by default a direct solve (PETSc's LU, MUMPS when larger or
+            in parallel).
+        adjoint_petsc_options: Options of the adjoint solve; by default the forward solver and its factors.
+        warm_start: Start iterative and Newton solves from the last solution.
+        form_compiler_options, jit_options: As for `dolfinx.fem.form`.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; on all ranks.
+
+    Construction and every method are collective.
+    """
+
+    def __init__(
+        self,
+        F: ufl.Form,
+        u: fem.Function,
+        bcs: Sequence[fem.DirichletBC] = (),
+        coefficients: Mapping[fem.Function, nn.Module] | None = None,
+        *,
+        positive: Collection[fem.Function] = (),
+        petsc_options: Options | None = None,
+        adjoint_petsc_options: Options | None = None,
+        warm_start: bool = False,
+        form_compiler_options: dict | None = None,
+        jit_options: dict | None = None,
+    ) -> None:
+        super().__init__()
+        coefficients = {} if coefficients is None else dict(coefficients)
+        comm = u.function_space.mesh.comm
+        with agreed(comm):
+            names = _names(coefficients)
+            for m in positive:
+                if m not in coefficients:
+                    raise ValueError(f"'{m.name}' is in positive=… but not in coefficients=…")
+        check_replicated(
+            [
+                (f"{name}.{p}", tensor.detach())
+                for name, module in zip(names, coefficients.values(), strict=True)
+                for p, tensor in module.named_parameters()
+                if not getattr(tensor, "hyco_distributed", False)
+            ],
+            comm,
+        )
+        self.coefficients = nn.ModuleDict(dict(zip(names, coefficients.values(), strict=True)))
+        self._functions = list(coefficients)
+        self._positive = [m in positive for m in coefficients]
+        self._x = [dof_coordinates(m.function_space) for m in coefficients]
+        self.solver = SteadySolver(
+            F,
+            u,
+            bcs,
+            self._functions,
+            petsc_options=petsc_options,
+            adjoint_petsc_options=adjoint_petsc_options,
+            warm_start=warm_start,
+            form_compiler_options=form_compiler_options,
+            jit_options=jit_options,
+        )
+        self.function = u
+        self.V = u.function_space
+
+    @property
+    def comm(self) -> MPI.Comm:
+        """Communicator of the mesh."""
+        return self.V.mesh.comm
+
+    def coefficient_values(self) -> list[Tensor]:
+        """Owned dof values of each coefficient at the current θ, (n_owned_k,), checked; differentiable in θ.
+
+        Raises:
+            CoefficientError: a value is not finite, or not positive where it must be; named with its place.
+            ValueError, TypeError: a module returns the wrong shape or dtype.
+        """
+        values: list[Tensor] = []
+        error: Exception | None = None
+        try:
+            for m, name, x, positive in zip(
+                self._functions, self.coefficients, self._x, self._positive, strict=True
+            ):
+                value = self.coefficients[name](x)
+                values.append(_checked(value, m, name, x, positive))
+        except Exception as e:
+            error = e
+        raise_together(self.comm, error)
+        return values
+
+    def solve(self) -> Tensor:
+        """Solve the PDE at the current θ.
+
+        Returns:
+            Owned dof values of u, (n_owned,), differentiable in θ (vjp: one adjoint solve; jvp: one tangent solve).
+
+        Raises:
+            CoefficientError: see `coefficient_values`.  SolveError: no convergence.  Both on all ranks; u is as before.
+        """
+        return solve(self.solver, *self.coefficient_values())
+
+    def forward(self, points: Points) -> Tensor:
+        """Solve, and evaluate at points: values at the points owned here, (n,) or (n, value_size)."""
+        return points.evaluate(self.solve(), self.V)
+
+    def close(self) -> None:
+        """Destroy the PETSc solvers now, on all ranks together, instead of when Python gets to it."""
+        self.solver.close()
+
+
+def _names(coefficients: Mapping[fem.Function, nn.Module]) -> list[str]:
+    names = []
+    for m, module in coefficients.items():
+        if not isinstance(m, fem.Function):
+            raise TypeError(
+                f"keys of coefficients must be Functions of the form, not {type(m).__name__}; for a single unknown "
+                "number use a Function of ('DG', 0) with hyco_fem.Scalar"
+            )
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"the coefficient '{m.name}' must be given by a torch.nn.Module, not {type(module).__name__}")
+        for name, p in module.named_parameters():
+            if p.dtype != torch.float64:
+                raise TypeError(
+                    f"the parameter '{name}' of the coefficient '{m.name}' is {p.dtype}; hyco_fem computes in float64: "
+                    "call .double() on the module"
+                )
+        names.append(m.name.replace(".", "_"))
+    if len(set(names)) < len(names):
+        raise ValueError(f"coefficients need different names, not {names}: pass name=… to dolfinx.fem.Function")
+    return names
+
+
+def _checked(value: Tensor, m: fem.Function, name: str, x: Tensor, positive: bool) -> Tensor:
+    n = owned_size(m.function_space)
+    if value.dtype != torch.float64:
+        raise TypeError(f"the module of the coefficient '{name}' returned {value.dtype}, not float64")
+    if value.numel() != n or len(value) != len(x):
+        raise ValueError(
+            f"the module of the coefficient '{name}' returned shape {tuple(value.shape)} for {len(x)} dof points with "
+            f"{n // max(len(x), 1)} values each"
+        )
+    array = value.detach().numpy()
+    # One reduction each in the good case: the minimum is NaN where any value is.
+    low = array.min(initial=np.inf)
+    if not (low > (0.0 if positive else -np.inf) and array.max(initial=-np.inf) < np.inf):
+        bad = ~np.isfinite(array) | ((array <= 0) if positive else False)
+        row = int(np.flatnonzero(np.asarray(bad).reshape(len(x), -1).any(axis=1))[0])
+        place = ", ".join(f"{float(c):g}" for c in x[row])
+        what = "finite and positive" if positive else "finite"
+        raise CoefficientError(
+            f"the coefficient '{name}' is not {what}: {array[row]} at ({place}); use a transform (Positive, Bounded), a "
+            "smaller learning rate, or another start"
+        )
+    return value.reshape(-1)

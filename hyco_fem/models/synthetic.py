@@ -1,0 +1,258 @@
+"""The synthetic model: networks for the field itself, u_syn(x; φ), in float64 and equal on every rank.
+
+Each network draws its weights from its own `seed`, not from torch's global stream, so all ranks start alike.  They
+return (n,) for one output and (n, outputs) for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+import torch
+from dolfinx import mesh as dmesh
+from torch import Tensor, nn
+
+Activation = str | Callable[[Tensor], Tensor]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+    "sin": torch.sin,
+    "gaussian": lambda z: torch.exp(-z.square()),
+}
+
+
+def _activation(name: Activation) -> Callable[[Tensor], Tensor]:
+    if callable(name):
+        return name
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not among {sorted(_ACTIVATIONS)}; pass a function instead")
+    return _ACTIVATIONS[name]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from a stream of this seed, and leave torch's own as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _out(y: Tensor) -> Tensor:
+    return y.squeeze(-1) if y.shape[-1] == 1 else y
+
+
+def _linear(n_in: int, n_out: int) -> nn.Linear:
+    return nn.Linear(n_in, n_out, dtype=torch.float64)
+
+
+class MLP(nn.Module):
+    """Fully connected network with `depth` hidden layers of `width` neurons."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int = 1,
+        *,
+        width: int = 64,
+        depth: int = 3,
+        activation: Activation = "tanh",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(inputs, outputs, width, depth) < 1:
+            raise ValueError("inputs, outputs, width and depth must be at least 1")
+        sizes = [inputs, *[width] * depth]
+        with _seeded(seed):
+            self.hidden = nn.ModuleList(_linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+            self.last = _linear(width, outputs)
+        self._sigma = _activation(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs) → (n,) or (n, outputs)."""
+        for layer in self.hidden:
+            x = self._sigma(layer(x))
+        return _out(self.last(x))
+
+
+class ResNet(nn.Module):
+    """Residual network: a first layer to `width`, then `blocks` of z ↦ z + σ(W z + b), then a linear output.
+
+    `ResNet(2, 1, width=256, blocks=1, activation="relu")` is the 2–256–256–1 network of HYCO's first published case.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int = 1,
+        *,
+        width: int = 64,
+        blocks: int = 2,
+        activation: Activation = "relu",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(inputs, outputs, width, blocks) < 1:
+            raise ValueError("inputs, outputs, width and blocks must be at least 1")
+        with _seeded(seed):
+            self.first = _linear(inputs, width)
+            self.blocks = nn.ModuleList(_linear(width, width) for _ in range(blocks))
+            self.last = _linear(width, outputs)
+        self._sigma = _activation(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs) → (n,) or (n, outputs)."""
+        z = self._sigma(self.first(x))
+        for block in self.blocks:
+            z = z + self._sigma(block(z))
+        return _out(self.last(z))
+
+
+class ShallowNet(nn.Module):
+    """The K-neuron ansatz u(x) = Σ_{j≤K} w_j σ(a_j·x + b_j).
+
+    Args:
+        inputs: d.  neurons: K.
+        activation: σ, "sigmoid", "tanh", "relu", …; or "gaussian" for the radial ansatz
+            Σ_j w_j exp(−|x − b_j|² / s²) with centres b_j (K, d) and one fixed width s.
+        box: Corners (2, d) of the region in which neurons are first spread; the unit box [−1, 1]^d by default.
+        width: s, for the Gaussian ansatz; by default the spacing of K centres in the box.
+        seed: Of the first draw.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        *,
+        neurons: int,
+        activation: Activation = "tanh",
+        box: Any = None,
+        width: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(inputs, neurons) < 1:
+            raise ValueError("inputs and neurons must be at least 1")
+        lower, upper = np.asarray([[-1.0] * inputs, [1.0] * inputs] if box is None else box, dtype=np.float64)
+        self.radial = activation == "gaussian"
+        self._sigma = _activation(activation)
+        extent = float(np.prod(upper - lower) ** (1.0 / inputs))
+        rng = np.random.default_rng(seed)
+        centres = rng.uniform(lower, upper, size=(neurons, inputs))
+        if self.radial:
+            self.b = nn.Parameter(torch.from_numpy(centres))
+            self.width = float(width or extent / neurons ** (1.0 / inputs))
+        else:
+            # Ridge functions whose kinks a·x + b = 0 pass through points spread evenly over the box.
+            a = rng.standard_normal((neurons, inputs))
+            a *= 4.0 / (extent * np.linalg.norm(a, axis=1, keepdims=True))
+            self.a = nn.Parameter(torch.from_numpy(a))
+            self.b = nn.Parameter(torch.from_numpy(-(a * centres).sum(axis=1)))
+        self.w = nn.Parameter(torch.from_numpy(rng.standard_normal(neurons) / neurons))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, d) → (n,)."""
+        if self.radial:
+            square = (x[:, None, :] - self.b[None]).square().sum(-1)
+            return torch.exp(-square / self.width**2) @ self.w
+        return self._sigma(x @ self.a.T + self.b) @ self.w
+
+
+class FourierFeatures(nn.Module):
+    """network(cos(2π B x), sin(2π B x)) with fixed Gaussian frequencies B (features, d) of standard deviation `scale`.
+
+    Args:
+        inputs: d.  features: rows of B; the network must take 2·features inputs.
+        network: The network behind the features.
+        scale: In cycles per length unit of x.
+    """
+
+    B: Tensor
+
+    def __init__(self, inputs: int, network: nn.Module, *, features: int, scale: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.register_buffer("B", torch.from_numpy(scale * rng.standard_normal((features, inputs))))
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, d) → what the network returns."""
+        phase = 2.0 * np.pi * (x @ self.B.T)
+        return self.network(torch.cat([torch.cos(phase), torch.sin(phase)], dim=1))
+
+
+# -- around a network ------------------------------------------------------------------------------------------
+
+
+def bounding_box(mesh: dmesh.Mesh) -> np.ndarray:
+    """Lower and upper corner of a mesh, (2, d), equal on every rank.  Collective."""
+    x = mesh.geometry.x[:, : mesh.geometry.dim]
+    lower = np.min(x, axis=0, initial=np.inf)
+    upper = np.max(x, axis=0, initial=-np.inf)
+    mesh.comm.Allreduce(MPI.IN_PLACE, lower, op=MPI.MIN)
+    mesh.comm.Allreduce(MPI.IN_PLACE, upper, op=MPI.MAX)
+    return np.array([lower, upper])
+
+
+class InputScaling(nn.Module):
+    """network(x̂) with x̂ = x mapped from a box to [−1, 1]^d, each axis by itself.
+
+    Args:
+        network: The network.  box: corners (2, d), such as `bounding_box(mesh)`.
+    """
+
+    middle: Tensor
+    half_width: Tensor
+
+    def __init__(self, network: nn.Module, box: Any) -> None:
+        super().__init__()
+        lower, upper = np.asarray(box, dtype=np.float64)
+        if not np.all(lower < upper):
+            raise ValueError(f"the box must have lower < upper corners, not {lower} and {upper}")
+        self.register_buffer("middle", torch.from_numpy((lower + upper) / 2))
+        self.register_buffer("half_width", torch.from_numpy((upper - lower) / 2))
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, d) → what the network returns."""
+        return self.network((x - self.middle) / self.half_width)
+
+
+class HardBoundary(nn.Module):
+    """g(x) + ℓ(x) network(x): exact boundary values g where ℓ vanishes.
+
+    Args:
+        network: The network.
+        distance: ℓ, (n, d) → (n,), zero on the Dirichlet boundary and positive inside; `box_distance` for a box.
+        value: g, a number or a function (n, d) → (n,) or (n, outputs).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        distance: Callable[[Tensor], Tensor],
+        value: float | Callable[[Tensor], Tensor] = 0.0,
+    ) -> None:
+        super().__init__()
+        self.network, self.distance, self.value = network, distance, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, d) → what the network returns."""
+        y = self.network(x)
+        ell = self.distance(x)
+        g = self.value(x) if callable(self.value) else self.value
+        return g + (ell if y.ndim == 1 else ell[:, None]) * y
+
+
+def box_distance(box: Any) -> Callable[[Tensor], Tensor]:
+    """ℓ(x) = Π_i 4 (x_i − l_i)(u_i − x_i) / (u_i − l_i)²: zero on the faces of a box, one in its middle."""
+    lower, upper = (torch.from_numpy(c) for c in np.asarray(box, dtype=np.float64))
+    return lambda x: (4.0 * (x - lower) * (upper - x) / (upper - lower).square()).prod(dim=1)

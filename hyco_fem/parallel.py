@@ -1,0 +1,188 @@
+"""Communicators: sums that autograd understands, errors that all ranks agree on, replicated checks.
+
+The rule of the package: network weights and PDE parameters are *replicated* (equal on every rank), fields are
+*distributed* (each rank holds its owned dofs), and a loss is a sum over what each rank owns.  After `backward()`
+a rank holds its part of the gradient of a replicated parameter; `sum_gradients` adds the parts.  A parameter that
+is itself a field is marked by `mark_distributed` and is never summed or compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def raise_together(comm: MPI.Comm, error: Exception | None) -> None:
+    """Raise on every rank if any rank brings an error.  Collective.
+
+    Every rank raises the error of the lowest rank that has one, so that all ranks tell the same story and none
+    is left waiting in a collective call.
+    """
+    if comm.size == 1:
+        if error is not None:
+            raise error
+        return
+    if any_rank(comm, error is not None):
+        errors = comm.allgather(_portable(error))
+        raise next(e for e in errors if e is not None)
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An error that survives pickling: its own type where that is a plain one, RuntimeError otherwise."""
+    plain = (ValueError, TypeError, RuntimeError, OSError, KeyError, NotImplementedError, FloatingPointError)
+    if error is None or type(error) in plain or type(error).__module__.startswith("hyco_fem"):
+        return error
+    if isinstance(error, OSError):
+        return type(error)(*error.args)
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def agreed(comm: MPI.Comm) -> Iterator[None]:
+    """Collect an exception of the block and raise it on all ranks together.  Collective at exit.
+
+    The block itself must not contain collective calls: a rank that fails half-way leaves the block at once.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as e:
+        error = e
+    raise_together(comm, error)
+
+
+def any_rank(comm: MPI.Comm, flag: bool) -> bool:
+    """True on every rank if `flag` is true on one.  Collective."""
+    if comm.size == 1:
+        return bool(flag)
+    out = np.empty(1, dtype=np.int8)
+    comm.Allreduce(np.array([flag], dtype=np.int8), out, op=MPI.MAX)
+    return bool(out[0])
+
+
+def sum_array(comm: MPI.Comm, values: np.ndarray) -> np.ndarray:
+    """Sum of `values` over the ranks, the same on each.  Collective."""
+    if comm.size == 1:
+        return values
+    out = np.empty_like(values)
+    comm.Allreduce(np.ascontiguousarray(values), out, op=MPI.SUM)
+    return out
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Forward: sum over ranks.  Backward: the identity, so that each rank keeps its own part of the gradient."""
+
+    @staticmethod
+    def forward(local: Tensor, comm: MPI.Comm) -> Tensor:
+        return torch.from_numpy(sum_array(comm, np.atleast_1d(local.detach().numpy()))).reshape(local.shape).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.comm = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+        return grad, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(sum_array(ctx.comm, np.atleast_1d(tangent.detach().numpy()))).reshape(tangent.shape)
+
+
+def sum_over_ranks(local: Tensor, comm: MPI.Comm) -> Tensor:
+    """The sum of a small tensor over the ranks, equal on each; differentiable.  Collective.
+
+    `backward()` through it leaves on each rank the gradient of that rank's summand.
+    """
+    return local if comm.size == 1 else _SumOverRanks.apply(local, comm)
+
+
+# -- parameters ------------------------------------------------------------------------------------------------
+
+
+def mark_distributed(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    """Say that each rank holds its own owned part of this parameter (a field), not a copy."""
+    parameter.hyco_distributed = True  # type: ignore[attr-defined]
+    return parameter
+
+
+def is_distributed(parameter: Tensor) -> bool:
+    """Whether the parameter is a field, of which each rank holds its owned part."""
+    return getattr(parameter, "hyco_distributed", False)
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> None:
+    """Add up the gradients of replicated parameters over the ranks, in place, in one reduction.  Collective.
+
+    A parameter without a gradient on this rank counts as zero: another rank may have one.
+    """
+    if comm.size == 1:
+        return
+    replicated = [p for p in parameters if p.requires_grad and not is_distributed(p)]
+    if not replicated:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in replicated])
+    total = torch.from_numpy(sum_array(comm, flat.detach().numpy()))
+    start = 0
+    for p in replicated:
+        part = total[start : start + p.numel()].view_as(p)
+        p.grad = part.clone() if p.grad is None else p.grad.copy_(part)
+        start += p.numel()
+
+
+def gradient_norm(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> float:
+    """Euclidean norm of the (already summed) gradient, equal on every rank.  Collective."""
+    replicated, distributed = [], []
+    for p in parameters:
+        if p.grad is not None:
+            (distributed if is_distributed(p) else replicated).append(p.grad)
+    square = _square(replicated)
+    if any_rank(comm, bool(distributed)):
+        square += float(sum_array(comm, np.array([_square(distributed)]))[0])
+    return float(np.sqrt(square))
+
+
+def _square(tensors: list[Tensor]) -> float:
+    return float(torch.stack(torch._foreach_norm(tensors)).square().sum()) if tensors else 0.0
+
+
+def check_replicated(named: Iterable[tuple[str, Tensor]], comm: MPI.Comm) -> None:
+    """Raise ValueError on all ranks if a replicated tensor differs from rank 0's.  Collective."""
+    if comm.size == 1:
+        return
+    error: Exception | None = None
+    for name, tensor in named:
+        if is_distributed(tensor):
+            continue
+        mine = tensor.detach().numpy()
+        theirs = comm.bcast(mine if comm.rank == 0 else None, root=0)
+        if mine.shape != theirs.shape or not np.array_equal(mine, theirs, equal_nan=True):
+            error = error or ValueError(
+                f"parameter '{name}' is not the same on rank {comm.rank} as on rank 0; give every rank the same "
+                "seed (seed=… of the hyco_fem networks, torch.manual_seed before building your own)"
+            )
+    raise_together(comm, error)
+
+
+# -- threads ---------------------------------------------------------------------------------------------------
+
+
+def limit_threads(comm: MPI.Comm = MPI.COMM_WORLD) -> int:
+    """Give torch the cores of the node divided by the ranks on it, and return that number.  Collective.
+
+    Ranks × torch threads beyond the cores make small networks many times slower.  Does nothing where
+    OMP_NUM_THREADS is set: then the user has chosen.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // node.size))
+        node.Free()
+    return torch.get_num_threads()
