@@ -7,7 +7,7 @@ import torch  # noqa: F401  isort: skip
 
 from hyco_fem._compat import MeshAndTags
 from hyco_fem.accuracy.errors import ErrorNorms, error_norms, mesh_size, relative_l2
-from hyco_fem.bridge.dofs import dof_coordinates
+from hyco_fem.bridge.dofs import as_function, dof_coordinates
 from hyco_fem.bridge.ghosts import DofGhosts, QuadratureGhosts, RandomGhosts, quadrature_points
 from hyco_fem.bridge.points import OutsideError, Points
 from hyco_fem.files import output_folder
@@ -94,6 +94,7 @@ __all__ = [
     "TorchStep",
     "Transform",
     "Weights",
+    "as_function",
     "bounding_box",
     "box_distance",
     "dof_coordinates",

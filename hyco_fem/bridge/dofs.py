@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+import ufl
 from dolfinx import fem, la
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyco_fem import _compat
 
@@ -44,6 +47,33 @@ def check_point_evaluation(V: fem.FunctionSpace) -> None:
             f"a space of '{family}' elements with value shape {shape} has dofs that are not values at points; "
             "use Lagrange elements (collapse a sub-space of a mixed one)"
         )
+
+
+def as_function(
+    V: fem.FunctionSpace,
+    field: Tensor | fem.Function | nn.Module | Callable[[Tensor], Tensor] | ufl.core.expr.Expr,
+    name: str,
+) -> fem.Function:
+    """A Function of V from owned dof values, a network or formula of coordinates, a Function or a UFL expression.
+
+    Args:
+        V: A Lagrange space.
+        field: Values (n_owned,); a module or function (n, d) → (n,); or something UFL on the same mesh, interpolated.
+        name: Of the Function.
+
+    Collective.
+    """
+    f = fem.Function(V, name=name)
+    if isinstance(field, fem.Function):
+        f.interpolate(field)
+    elif isinstance(field, ufl.core.expr.Expr):
+        f.interpolate(fem.Expression(field, _compat.interpolation_points(V)))
+    else:
+        with torch.no_grad():
+            values = field if isinstance(field, Tensor) else field(dof_coordinates(V))
+        f.x.array[: owned_size(V)] = values.detach().numpy().reshape(-1)
+    f.x.scatter_forward()
+    return f
 
 
 class DofLayout:

@@ -86,12 +86,17 @@ class Result:
             }
         )
 
-    def save(self, folder: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> None:
-        """Write summary.json and history.csv into a folder, each whole or not at all.  Collective."""
+    def save(
+        self, folder: str | Path, comm: MPI.Comm = MPI.COMM_WORLD, extra: dict[str, Any] | None = None
+    ) -> None:
+        """Write summary.json (with the entries of `extra`) and history.csv into a folder, each whole or not at all.
+
+        Collective.  Raises OSError on all ranks where the folder cannot be written.
+        """
         folder = output_folder(folder, comm)
         with agreed(comm):
             if comm.rank == 0:
-                text = json.dumps(self.summary(), indent=2) + "\n"
+                text = json.dumps(self.summary() | _plain(extra or {}), indent=2) + "\n"
                 replace_file(folder / "summary.json", lambda p: p.write_text(text))
                 table = history_csv(self.history)
                 replace_file(folder / "history.csv", lambda p: p.write_text(table))

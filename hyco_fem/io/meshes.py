@@ -10,12 +10,15 @@ from hyco_fem._compat import MeshAndTags, gmsh_model_to_mesh
 from hyco_fem.parallel import agreed
 
 
-def read_mesh(path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD, *, gdim: int = 2) -> MeshAndTags:
+def read_mesh(
+    path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD, *, gdim: int = 2, mesh_size: float | None = None
+) -> MeshAndTags:
     """Read a gmsh .msh file with its physical groups, or mesh a .geo file; distribute it over `comm`.
 
     Args:
         path: The file; rank 0 reads it.
         gdim: Geometric dimension of the mesh.
+        mesh_size: For a .geo file: its constant `h`, in the length unit of the file; the file's own by default.
 
     Returns:
         Mesh, cell tags, facet tags, and (dimension, tag) by name of the physical group.
@@ -41,7 +44,8 @@ def read_mesh(path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD, *, gdim: int = 
     try:
         with agreed(comm):
             if comm.rank == 0:
-                gmsh.initialize(interruptible=False)
+                size = [] if mesh_size is None else ["gmsh", "-setnumber", "h", repr(float(mesh_size))]
+                gmsh.initialize(size, interruptible=False)
                 gmsh.option.setNumber("General.Terminal", 0)
                 try:
                     gmsh.open(str(path))
