@@ -20,8 +20,6 @@ Results: summary.json, history.csv, fields.xdmf (for ParaView) and plate_with_ho
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,4 +178,4 @@ def unknowns(ax: Any, result: hf.Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -151,7 +151,7 @@ def gradient_norm(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> f
 
 
 def _square(tensors: list[Tensor]) -> float:
-    return float(torch.stack(torch._foreach_norm(tensors)).square().sum()) if tensors else 0.0
+    return sum(float(torch.linalg.vector_norm(t)) ** 2 for t in tensors)
 
 
 def check_replicated(named: Iterable[tuple[str, Tensor]], comm: MPI.Comm) -> None:

@@ -170,22 +170,31 @@ class Observation:
         self.layout: DofLayout = layout(V)
         self.bs = self.layout.bs
         imap = V.dofmap.index_map
-        dofs = V.dofmap.list[cells]
-        values = V.element.basix_element.tabulate(0, X)[0, :, :, 0]
-        n, k = dofs.shape
-        self.B = sp.csr_array(
-            (values.ravel(), dofs.ravel(), np.arange(0, n * k + 1, k, dtype=np.int32)),
-            shape=(n, imap.size_local + imap.num_ghosts),
-        )
+        self.n_local = imap.size_local + imap.num_ghosts
+        # Every row has the same number of entries, those of a cell: two rectangular arrays hold the sparse matrix.
+        self.dofs = V.dofmap.list[cells]
+        self.values = V.element.basix_element.tabulate(0, X)[0, :, :, 0]
+
+    @property
+    def matrix(self) -> sp.csr_array:
+        """B on this rank, for inspection: points by local (owned and ghost) dof blocks."""
+        n, k = self.dofs.shape
+        rows = np.arange(0, n * k + 1, k)
+        return sp.csr_array((self.values.ravel(), self.dofs.ravel(), rows), shape=(n, self.n_local))
 
     def apply(self, u: np.ndarray) -> np.ndarray:
         """B u, (n,) or (n, bs), from the owned dofs (n_owned·bs,)."""
         local = self.layout.to_local(u)
-        return self.B @ local if self.bs == 1 else self.B @ local.reshape(-1, self.bs)
+        if self.bs == 1:
+            return np.einsum("pk,pk->p", self.values, local[self.dofs])
+        return np.einsum("pk,pkb->pb", self.values, local.reshape(-1, self.bs)[self.dofs])
 
     def transpose(self, w: np.ndarray) -> np.ndarray:
         """Bᵀ w, owned dofs, from values at the points."""
-        return self.layout.to_owned(np.ascontiguousarray(self.B.T @ w).reshape(-1))
+        bs, dofs = self.bs, self.dofs
+        weighted = self.values * w[:, None] if bs == 1 else self.values[:, :, None] * w[:, None, :]
+        index = dofs if bs == 1 else dofs[:, :, None] * bs + np.arange(bs)
+        return self.layout.to_owned(np.bincount(index.ravel(), weighted.ravel(), minlength=self.n_local * bs))
 
 
 class _Observe(torch.autograd.Function):

@@ -6,7 +6,6 @@ its objective finds a number that is not finite, the step is taken back and the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -54,15 +53,16 @@ class AdamStep:
             raise ValueError(f"AdamStep needs lr > 0 and steps >= 1, not lr={self.lr}, steps={self.steps}")
 
     def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh Adam."""
-        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, foreach=True)
+        """A fresh Adam, as one fused kernel."""
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=True)
 
 
 @dataclass(frozen=True)
 class TorchStep:
     """`steps` steps each round of any first-order torch optimiser, made by `factory(parameters)`.
 
-    Optimisers that need a closure (L-BFGS) do not fit here.
+    Optimisers that need a closure (L-BFGS) do not fit here.  Of the optimiser's state, tensors are taken back with a
+    step, plain numbers are not.
     """
 
     factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -93,7 +93,7 @@ class Player:
         self.parameters = [p for p in parameters if p.requires_grad]
         # A player with nothing to learn (all coefficients known) takes part, but never moves.
         self.optimiser = answer.optimiser(self.parameters) if self.parameters else None
-        self._before: tuple[list[Tensor], dict[str, Any]] | None = None
+        self._memory: _Memory | None = None
 
     def look(self, local_objective: Tensor) -> Look:
         """Objective (summed over ranks) and gradient (left in .grad) from this rank's summand.  Collective."""
@@ -140,37 +140,51 @@ class Player:
 
     def undo(self) -> bool:
         """Undo the last step and halve the learning rate; False where there is no step to undo."""
-        if self._before is None or self.optimiser is None:
+        if self._memory is None or self.optimiser is None:
             return False
-        values, state = self._before
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, values)
-        rates = [group["lr"] / 2 for group in self.optimiser.param_groups if "lr" in group]
-        self.optimiser.load_state_dict(copy.deepcopy(state))
-        for group, lr in zip(self.optimiser.param_groups, rates, strict=False):
-            group["lr"] = lr
+        self._memory.restore(self.parameters, self.optimiser)
+        for group in self.optimiser.param_groups:
+            if "lr" in group:
+                group["lr"] = group["lr"] / 2
         return True
 
     def _remember(self) -> None:
         assert self.optimiser is not None
-        state = self.optimiser.state_dict()
-        if self._before is None or not _copy_into(self._before, self.parameters, state):
-            self._before = ([p.detach().clone() for p in self.parameters], copy.deepcopy(state))
+        if self._memory is None or not self._memory.update(self.parameters, self.optimiser):
+            self._memory = _Memory(self.parameters, self.optimiser)
 
 
-def _copy_into(memory: tuple[list[Tensor], dict[str, Any]], parameters: list[nn.Parameter], state: dict) -> bool:
-    """Copy parameters and optimiser state into arrays that are there already; False where they do not fit."""
-    values, old = memory
-    if old["state"].keys() != state["state"].keys():
-        return False
-    targets, sources = list(values), [p.detach() for p in parameters]
-    for key, entries in state["state"].items():
-        for name, entry in entries.items():
-            if isinstance(entry, Tensor) and isinstance(old["state"][key].get(name), Tensor):
-                targets.append(old["state"][key][name])
-                sources.append(entry)
-            else:
-                old["state"][key][name] = copy.deepcopy(entry)
-    torch._foreach_copy_(targets, sources)
-    old["param_groups"] = copy.deepcopy(state["param_groups"])
-    return True
+class _Memory:
+    """Copies of parameters and of the tensors of an optimiser's state, in arrays that are used again each round."""
+
+    def __init__(self, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+        self._keys = _tensors(parameters, optimiser)[0]
+        self._copies = [t.clone() for t in _tensors(parameters, optimiser)[1]]
+
+    def update(self, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> bool:
+        """Copy what is there now; False where the optimiser has come to hold other tensors than before."""
+        keys, live = _tensors(parameters, optimiser)
+        if keys != self._keys:
+            return False
+        torch._foreach_copy_(self._copies, live)
+        return True
+
+    def restore(self, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+        """Put the copies back; an optimiser that had no state then starts afresh."""
+        keys, live = _tensors(parameters, optimiser)
+        if keys != self._keys:
+            optimiser.state.clear()
+            live = live[: len(self._copies)]
+        torch._foreach_copy_(live, self._copies)
+
+
+def _tensors(parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> tuple[list[Any], list[Tensor]]:
+    """Parameters first, then the tensors of the optimiser's state, each with a name."""
+    keys: list[Any] = list(range(len(parameters)))
+    live = [p.detach() for p in parameters]
+    for k, p in enumerate(parameters):
+        for name, entry in optimiser.state.get(p, {}).items():
+            if isinstance(entry, Tensor):
+                keys.append((k, name))
+                live.append(entry)
+    return keys, live

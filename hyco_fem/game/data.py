@@ -52,9 +52,9 @@ class Data:
         self.points = points
         self.n = points.n
         # Sensors that `Points` left out as outside the mesh take no part in the mean.
-        self._n_found = int(points.found.sum())
         self.values = torch.from_numpy(y[points.index])
         self.noise_std = torch.from_numpy(sigma[points.index].copy())
+        self._weights = 1.0 / (self.noise_std.square() * int(points.found.sum()))
 
     def local_misfit(self, at_points: Tensor) -> Tensor:
         """This rank's summand of L = mean_i |u(x_i) − y_i|² / σ_i²."""
@@ -63,6 +63,5 @@ class Data:
                 f"a model has values of shape {tuple(at_points.shape)} at sensors with data of shape "
                 f"{tuple(self.values.shape)}"
             )
-        residual = at_points - self.values
-        scaled = residual / (self.noise_std if residual.ndim == 1 else self.noise_std[:, None])
-        return scaled.square().sum() / self._n_found
+        square = (at_points - self.values).square()
+        return self._weights @ (square if square.ndim == 1 else square.sum(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -115,7 +116,7 @@ class Hyco:
             seen.append((misfit.detach(), interaction.detach(), values.detach()))
             return self.weights.a2 * misfit + self.weights.b2 * interaction
 
-        if any_rank(self.comm, not bool(torch.isfinite(misfit_phy))):
+        if any_rank(self.comm, not math.isfinite(float(misfit_phy.detach()))):
             phy.take_back()
             return None
         with self.clock("network"):
@@ -127,7 +128,7 @@ class Hyco:
             else:
                 with torch.no_grad():
                     answered = network_values(self.synthetic, ghosts.x)
-        if any_rank(self.comm, not bool(torch.isfinite(answered).all())):
+        if any_rank(self.comm, not math.isfinite(float(answered.sum()))):
             syn.take_back()
             return None
 

@@ -53,7 +53,7 @@ def show(ax: Any, raster: Raster, image: np.ndarray, title: str, *, cmap: str = 
     drawn = ax.imshow(image, origin="lower", extent=raster.extent, cmap=cmap, interpolation="nearest", **kwargs)
     ax.set_title(title, fontsize=10)
     ax.tick_params(labelsize=7)
-    bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03)
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.0, 0.04, 1.0)))  # as high as the picture
     bar.ax.tick_params(labelsize=7)
 
 

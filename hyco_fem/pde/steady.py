@@ -97,7 +97,7 @@ class SteadySolver:
         self._b, self._lambda, self._du = (fem.Function(self.V) for _ in range(3))
         # F(u) = J u + F(0) where F is affine, so the right-hand side is −F with zero put in for u.
         at_zero = expand_derivatives(ufl.replace(expand_derivatives(F), {u: ufl.zero(u.ufl_shape)}))
-        self._L = self._compile(-at_zero) if self.affine and not at_zero.empty() else None
+        self._load = _Load(self._compile(-at_zero), at_zero) if self.affine and not at_zero.empty() else None
         self.newton: NewtonSolver | None = None
         linear_options = petsc_options
         if not self.affine:
@@ -227,9 +227,7 @@ class SteadySolver:
         self._assemble_matrix()
         self.linear.factorise()
         b = self._b.x.petsc_vec
-        self._b.x.array[:] = 0.0
-        if self._L is not None:
-            fem.assemble_vector(self._b.x.array, self._L)
+        self._b.x.array[:] = 0.0 if self._load is None else self._load.assembled()
         fem_petsc.apply_lifting(b, [self._J], bcs=[self.bcs])
         self._b.x.scatter_reverse(la.InsertMode.add)
         fem_petsc.set_bc(b, self.bcs)
@@ -319,6 +317,24 @@ class SteadySolver:
                     f"the coefficient '{m.name}' is a Dirichlet value; a parameter in Dirichlet data is not "
                     "supported: impose it weakly (Nitsche or Robin)"
                 )
+
+
+class _Load:
+    """The load vector of an affine problem, assembled again only when a Function or Constant in it has changed."""
+
+    def __init__(self, form: fem.Form, expression: ufl.Form) -> None:
+        self._form = form
+        self._inputs = [*extract_coefficients(expression), *extract_constants(expression)]
+        self._seen: list[np.ndarray] | None = None
+        self._vector = np.empty(0)
+
+    def assembled(self) -> np.ndarray:
+        """Local values, contributions to ghosts not yet sent.  Not collective: each rank looks at its own part."""
+        now = [f.x.array if isinstance(f, fem.Function) else np.asarray(f.value) for f in self._inputs]
+        if self._seen is None or not all(map(np.array_equal, now, self._seen)):
+            self._vector = fem.assemble_vector(self._form).array.copy()
+            self._seen = [a.copy() for a in now]
+        return self._vector
 
 
 def _same_values(bc: fem.DirichletBC, m: fem.Function) -> bool:
