@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=1288)
     parser.add_argument("--warm-up", type=int, default=1000, help="steps of the network alone before the first round")
-    parser.add_argument("--scaled", action="store_true", help="scale the network's inputs to [-1, 1]^2 (not the paper's)")
+    parser.add_argument("--scaled", action="store_true", help="scale the network's inputs to [-1, 1]^2; not published")
     parser.add_argument("--out", type=Path, default=Path("out/helmholtz"))
     args = parser.parse_args()
     comm = MPI.COMM_WORLD

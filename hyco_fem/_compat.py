@@ -68,4 +68,5 @@ def gmsh_model_to_mesh(model: Any, comm: MPI.Comm, gdim: int) -> MeshAndTags:
     read = reader.model_to_mesh(model, comm, 0, gdim=gdim)
     if hasattr(read, "mesh"):  # MeshData, from 0.10 on
         return MeshAndTags(read.mesh, read.cell_tags, read.facet_tags, names)
-    return MeshAndTags(*read[:3], names)
+    mesh, cell_tags, facet_tags = read[:3]
+    return MeshAndTags(mesh, cell_tags, facet_tags, names)

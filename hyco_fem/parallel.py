@@ -140,7 +140,8 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> N
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> float:
     """Euclidean norm of the (already summed) gradient, equal on every rank.  Collective."""
-    replicated, distributed = [], []
+    replicated: list[Tensor] = []
+    distributed: list[Tensor] = []
     for p in parameters:
         if p.grad is not None:
             (distributed if is_distributed(p) else replicated).append(p.grad)

@@ -1,8 +1,8 @@
 """Checks of gradients, transposes and rank invariance, for the package's models and for users' own.
 
-    hf.taylor_test(physical)                  # is the adjoint the gradient?  rate 2
-    hf.dot_product_test(physical)             # is the adjoint the transpose of the tangent?
-    hf.rank_invariance(build)                 # does the number of ranks change the answer?
+hf.taylor_test(physical)                  # is the adjoint the gradient?  rate 2
+hf.dot_product_test(physical)             # is the adjoint the transpose of the tangent?
+hf.rank_invariance(build)                 # does the number of ranks change the answer?
 """
 
 from __future__ import annotations
@@ -186,6 +186,8 @@ def rank_invariance(
     differences = {}
     for key, reference in found[0].items():
         scale = max(float(np.abs(reference).max(initial=0.0)), 1e-300)
-        differences[key] = max((float(np.abs(f[key] - reference).max(initial=0.0)) / scale for f in found[1:]), default=0.0)
+        differences[key] = max(
+            (float(np.abs(f[key] - reference).max(initial=0.0)) / scale for f in found[1:]), default=0.0
+        )
     sizes = tuple(range(1, comm.size + 1))
     return InvarianceResult(sizes, differences, all(d <= tolerance for d in differences.values()))

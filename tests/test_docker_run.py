@@ -293,9 +293,7 @@ def test_arguments_stdin_and_status_pass_through(host: Host, way: str) -> None:
     host.python(complete=way == "native")
     host.engine("docker", runs=True)
     words = ["two words", "it's", '"quoted"', "$HOME", "", "*", "a\nb"]
-    result = host.call(
-        "bash", "-c", 'printf "%s|" "$@"; cat; exit 3', "bash", *words, stdin="from stdin", HYCO_ENV=way
-    )
+    result = host.call("bash", "-c", 'printf "%s|" "$@"; cat; exit 3', "bash", *words, stdin="from stdin", HYCO_ENV=way)
     assert result.returncode == 3, result.stderr
     assert result.stdout == "|".join(words) + "|from stdin"
 
@@ -309,9 +307,7 @@ def test_a_command_that_is_not_found(host: Host) -> None:
 
 def test_what_the_user_has_set_stays(host: Host) -> None:
     host.python(complete=True)
-    result = host.call(
-        "bash", "-c", "echo $OMP_NUM_THREADS $PYTHONPATH", OMP_NUM_THREADS="4", PYTHONPATH="/mine"
-    )
+    result = host.call("bash", "-c", "echo $OMP_NUM_THREADS $PYTHONPATH", OMP_NUM_THREADS="4", PYTHONPATH="/mine")
     assert result.stdout.split() == ["4", f"{DOOR.parent}:/mine"]
 
 
@@ -324,9 +320,7 @@ def test_what_the_user_has_set_stays(host: Host) -> None:
         ("mpirun (Open MPI) 5.0.7", "12", ""),
     ],
 )
-def test_only_open_mpi_5_outside_a_batch_job_gets_defaults(
-    host: Host, version: str, job: str, btl: str
-) -> None:
+def test_only_open_mpi_5_outside_a_batch_job_gets_defaults(host: Host, version: str, job: str, btl: str) -> None:
     host.python(complete=True)
     host.install("mpirun", f"echo '{version}'")
     result = host.call("bash", "-c", "echo $OMPI_MCA_btl", SLURM_JOB_ID=job)

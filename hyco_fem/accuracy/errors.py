@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from mpi4py import MPI
 
@@ -20,7 +20,7 @@ from hyco_fem.bridge.points import Points
 from hyco_fem.parallel import sum_array
 
 # A field: a Function of the same mesh, a network or formula of coordinates (n, d) → (n,), or a UFL expression.
-Field = fem.Function | nn.Module | Callable[[Tensor], Tensor]
+Field: TypeAlias = fem.Function | nn.Module | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

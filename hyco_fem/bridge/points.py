@@ -81,7 +81,7 @@ class Points:
             raise OutsideError(
                 f"{len(rows)} of {len(x)} points lie outside the mesh (row: coordinates): {listed}; move or remove "
                 "them, or pass missing='mark'",
-                rows.tolist(),
+                [int(i) for i in rows],
             )
         mine = np.flatnonzero(found & (original == best))
         self._set(mesh, x[mine], cell[mine], X[mine], mine, len(x), 1.0 / max(1, int(found.sum())))
@@ -245,9 +245,7 @@ def _locate(mesh: dmesh.Mesh, geo: CellGeometry, x: np.ndarray) -> tuple[np.ndar
     x3 = np.zeros((n, 3))
     x3[:, : geo.gdim] = x
     box = np.ptp(mesh.geometry.x, axis=0).max()
-    tree = geometry.bb_tree(
-        mesh, geo.tdim, padding=_TOLERANCE * box, entities=np.arange(geo.n_owned, dtype=np.int32)
-    )
+    tree = geometry.bb_tree(mesh, geo.tdim, padding=_TOLERANCE * box, entities=np.arange(geo.n_owned, dtype=np.int32))
     hits = geometry.compute_collisions_points(tree, x3)
     cells = np.asarray(hits.array)
     points = np.repeat(np.arange(n), np.diff(hits.offsets))

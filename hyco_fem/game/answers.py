@@ -35,7 +35,8 @@ class Look:
 class Answer(Protocol):
     """A way to answer: makes the optimiser of a player and says how many steps it takes each round."""
 
-    steps: int
+    @property
+    def steps(self) -> int: ...
 
     def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer: ...
 

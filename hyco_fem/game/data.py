@@ -34,7 +34,9 @@ class Data:
         with agreed(points.comm):
             y = np.asarray(values.detach() if isinstance(values, Tensor) else values, dtype=np.float64)
             if len(y.shape) not in (1, 2) or len(y) != points.n:
-                raise ValueError(f"{points.n} sensors need values of shape ({points.n},) or ({points.n}, k), not {y.shape}")
+                raise ValueError(
+                    f"{points.n} sensors need values of shape ({points.n},) or ({points.n}, k), not {y.shape}"
+                )
             if points.n == 0:
                 raise ValueError("there are no sensors")
             bad = np.flatnonzero(~np.isfinite(y).reshape(len(y), -1).all(axis=1))
@@ -47,7 +49,7 @@ class Data:
             bad = np.flatnonzero(~(np.isfinite(sigma) & (sigma > 0)))
             if len(bad):
                 raise ValueError(
-                    f"noise_std of sensor {bad[0]} is {sigma[bad[0]]}; it must be positive (None where there is no noise)"
+                    f"noise_std of sensor {bad[0]} is {sigma[bad[0]]}; it must be positive, or None for no noise"
                 )
         self.points = points
         self.n = points.n

@@ -86,9 +86,7 @@ class Result:
             }
         )
 
-    def save(
-        self, folder: str | Path, comm: MPI.Comm = MPI.COMM_WORLD, extra: dict[str, Any] | None = None
-    ) -> None:
+    def save(self, folder: str | Path, comm: MPI.Comm = MPI.COMM_WORLD, extra: dict[str, Any] | None = None) -> None:
         """Write summary.json (with the entries of `extra`) and history.csv into a folder, each whole or not at all.
 
         Collective.  Raises OSError on all ranks where the folder cannot be written.

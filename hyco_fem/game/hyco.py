@@ -30,8 +30,8 @@ class Hyco:
     """The game (Liverani, Steynberg, Zuazua, arXiv 2509.14123).
 
     A round: one solve of the PDE; fresh ghost points, the same for both players; the synthetic player answers the
-    solution; then the physical player answers the *updated* network ("alternating"), or the one before ("simultaneous").
-    With one step an answer that is one forward and one adjoint solve a round.
+    solution; then the physical player answers the *updated* network ("alternating"), or the one before
+    ("simultaneous").  With one step an answer that is one forward and one adjoint solve a round.
 
     Args:
         physical: The PDE with unknown coefficients θ.
@@ -190,5 +190,13 @@ class Hyco:
         self, number: int, local_losses: Tensor, gradient_phy: float, gradient_syn: float, parameters: dict
     ) -> Record:
         losses = [float(v) for v in sum_array(self.comm, local_losses.numpy().astype(np.float64))]
-        potential = self.weights.potential(*losses)
-        return Record(number, *losses, potential, gradient_phy, gradient_syn, parameters)
+        return Record(
+            number,
+            misfit_physical=losses[0],
+            misfit_synthetic=losses[1],
+            interaction=losses[2],
+            potential=self.weights.potential(*losses),
+            gradient_physical=gradient_phy,
+            gradient_synthetic=gradient_syn,
+            parameters=parameters,
+        )

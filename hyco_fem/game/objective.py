@@ -1,9 +1,9 @@
 """What the two players minimise (Liverani, Steynberg, Zuazua, arXiv 2509.14123).
 
-    J_phy(θ; φ) = a₁ L_phy(θ) + b₁ I(θ, φ)
-    J_syn(φ; θ) = a₂ L_syn(φ) + b₂ I(θ, φ)
-    L_m = mean_i |u_m(x_i) − y_i|² / σ_i²,   I = Σ_g ω_g |u_phy(g) − u_syn(g)|²,  Σ ω_g = 1
-    P   = (a₁/b₁) L_phy + (a₂/b₂) L_syn + I      the potential of the game
+J_phy(θ; φ) = a₁ L_phy(θ) + b₁ I(θ, φ)
+J_syn(φ; θ) = a₂ L_syn(φ) + b₂ I(θ, φ)
+L_m = mean_i |u_m(x_i) − y_i|² / σ_i²,   I = Σ_g ω_g |u_phy(g) − u_syn(g)|²,  Σ ω_g = 1
+P   = (a₁/b₁) L_phy + (a₂/b₂) L_syn + I      the potential of the game
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def network_values(network: nn.Module, x: Tensor) -> Tensor:
     """
     values = network(x)
     if values.dtype != torch.float64:
-        raise TypeError(f"the synthetic model returned {values.dtype}; hyco_fem computes in float64: call .double() on it")
+        raise TypeError(
+            f"the synthetic model returned {values.dtype}; hyco_fem computes in float64: call .double() on it"
+        )
     if values.ndim == 2 and values.shape[1] == 1:
         values = values.squeeze(1)
     if len(values) != len(x):

@@ -174,7 +174,9 @@ class NodalField(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) → (n,), at the owned dofs of Q only."""
         if len(x) != len(self.raw):
-            raise ValueError(f"a NodalField has values at the {len(self.raw)} dofs of its space, not at {len(x)} points")
+            raise ValueError(
+                f"a NodalField has values at the {len(self.raw)} dofs of its space, not at {len(x)} points"
+            )
         return self.transform(self.raw)
 
 

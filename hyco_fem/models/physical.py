@@ -111,9 +111,7 @@ class PhysicalModel(nn.Module):
         values: list[Tensor] = []
         error: Exception | None = None
         try:
-            for m, name, x, positive in zip(
-                self._functions, self.coefficients, self._x, self._positive, strict=True
-            ):
+            for m, name, x, positive in zip(self._functions, self.coefficients, self._x, self._positive, strict=True):
                 value = self.coefficients[name](x)
                 values.append(_checked(value, m, name, x, positive))
         except Exception as e:
@@ -150,7 +148,9 @@ def _names(coefficients: Mapping[fem.Function, nn.Module]) -> list[str]:
                 "number use a Function of ('DG', 0) with hyco_fem.Scalar"
             )
         if not isinstance(module, nn.Module):
-            raise TypeError(f"the coefficient '{m.name}' must be given by a torch.nn.Module, not {type(module).__name__}")
+            raise TypeError(
+                f"the coefficient '{m.name}' must be given by a torch.nn.Module, not {type(module).__name__}"
+            )
         for name, p in module.named_parameters():
             if p.dtype != torch.float64:
                 raise TypeError(
@@ -181,7 +181,7 @@ def _checked(value: Tensor, m: fem.Function, name: str, x: Tensor, positive: boo
         place = ", ".join(f"{float(c):g}" for c in x[row])
         what = "finite and positive" if positive else "finite"
         raise CoefficientError(
-            f"the coefficient '{name}' is not {what}: {array[row]} at ({place}); use a transform (Positive, Bounded), a "
-            "smaller learning rate, or another start"
+            f"the coefficient '{name}' is not {what}: {array[row]} at ({place}); use a transform (Positive, "
+            "Bounded), a smaller learning rate, or another start"
         )
     return value.reshape(-1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from mpi4py import MPI
@@ -72,7 +73,7 @@ class MLP(nn.Module):
             raise ValueError("inputs, outputs, width and depth must be at least 1")
         sizes = [inputs, *[width] * depth]
         with _seeded(seed):
-            self.hidden = nn.ModuleList(_linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+            self.hidden = nn.ModuleList(_linear(a, b) for a, b in pairwise(sizes))
             self.last = _linear(width, outputs)
         self._sigma = _activation(activation)
 

@@ -107,8 +107,7 @@ class SteadySolver:
         # (∂F/∂m_k)ᵀ λ: F is linear in v, so F(u, m; λ) is a functional whose gradient in m_k is wanted.
         functional = ufl.replace(F, {F.arguments()[0]: self._lambda})
         self._adjoint_forms = [
-            self._compile(ufl.derivative(functional, m, ufl.TestFunction(m.function_space)))
-            for m in self.coefficients
+            self._compile(ufl.derivative(functional, m, ufl.TestFunction(m.function_space))) for m in self.coefficients
         ]
         self._adjoint_out = [fem.Function(m.function_space) for m in self.coefficients]
         self._fixed = self._fixed_dofs()
