@@ -205,4 +205,4 @@ def picture(out: Path, comm: MPI.Comm, physical: hf.PhysicalModel, net: Any, res
 
 
 if __name__ == "__main__":
-    main()
+    hf.run_script(main)

@@ -178,4 +178,4 @@ def unknowns(ax: Any, result: hf.Result) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    hf.run_script(main)

@@ -39,6 +39,7 @@ from hyco_fem.models.transforms import Bounded, Identity, Positive, Square, Tran
 from hyco_fem.parallel import limit_threads
 from hyco_fem.pde.linear import SolveError
 from hyco_fem.pde.steady import SteadySolver
+from hyco_fem.script import run_script
 from hyco_fem.verify import (
     InvarianceResult,
     TaylorResult,
@@ -108,6 +109,7 @@ __all__ = [
     "read_mesh",
     "read_sensors",
     "relative_l2",
+    "run_script",
     "save_figure",
     "show",
     "taylor_test",

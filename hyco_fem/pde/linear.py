@@ -158,9 +158,10 @@ class LinearSolver:
         try:
             if not np.isfinite(norm_A):
                 raise SolveError(f"the matrix for '{self.what}' has entries that are not finite")
-            for component in range(self.A.getBlockSize()):
+            blocks = self.A.getBlockSize()
+            for component in range(blocks):
                 x.set(0.0)
-                x.strideSet(component, 1.0) if self.A.getBlockSize() > 1 else x.set(1.0)
+                x.array[component::blocks] = 1.0
                 self._check_vector(x, y, norm_A)
             if self.ksp.getType() == "preonly":
                 x.set(1.0)

@@ -1,0 +1,51 @@
+"""Scripts that end well: one error message for all ranks, a status that is not zero, and never a hang."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from mpi4py import MPI
+
+# How long a rank with an error waits for the others to have one too, in seconds.
+_PATIENCE = 5.0
+
+# What users can mend: told in one line.  Anything else is a defect, and is shown with its traceback.
+_EXPECTED = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError)
+
+
+def run_script(main: Callable[[], object], comm: MPI.Comm = MPI.COMM_WORLD) -> None:
+    """Call main() as the body of a script under mpirun.  Collective.
+
+    An error that all ranks raise, as those of this package are, is printed once, by rank 0, and every rank exits with
+    status 1.  An error on some ranks only is printed by them with its traceback, and all ranks are aborted.
+    """
+    own = comm.Dup()  # so that waiting for the others cannot meet a collective call that they are in
+    try:
+        main()
+    except KeyboardInterrupt:
+        if comm.rank == 0:
+            print("interrupted", file=sys.stderr, flush=True)
+        comm.Abort(130)
+    except Exception as error:
+        if not _all_here(own):
+            print(f"rank {comm.rank} alone:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            comm.Abort(1)
+        if comm.rank == 0:
+            text = f"error: {error}" if isinstance(error, _EXPECTED) else traceback.format_exc()
+            print(text, file=sys.stderr, flush=True)
+        own.Barrier()
+        sys.exit(1)
+    own.Free()
+
+
+def _all_here(comm: MPI.Comm) -> bool:
+    request = comm.Ibarrier()
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        if request.Test():
+            return True
+        time.sleep(0.01)
+    return False
