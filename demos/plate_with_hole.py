@@ -83,18 +83,18 @@ def main() -> None:
     variance = np.mean(sensors.noise_std**2)
     weights = hf.Weights(b1=0.1 / variance, b2=1.0 / variance)
     answers = hf.Answers(physical=hf.AdamStep(1e-2), synthetic=hf.AdamStep(2e-3))
-    every = max(1, args.rounds // 6)
-
     physics, alone = physical_model(plate), network(plate.mesh)
     say("physics only")
-    hf.PhysicsOnly(physics, data, answers.physical).run(args.rounds, callbacks=[hf.TextProgress(every, comm, "  ")])
+    with hf.progress(args.rounds, comm, "  ") as shown:
+        hf.PhysicsOnly(physics, data, answers.physical).run(args.rounds, callbacks=[shown])
     say("network only")
-    hf.NetworkOnly(alone, data, answers.synthetic).run(args.rounds, callbacks=[hf.TextProgress(every, comm, "  ")])
+    with hf.progress(args.rounds, comm, "  ") as shown:
+        hf.NetworkOnly(alone, data, answers.synthetic).run(args.rounds, callbacks=[shown])
     say("HYCO")
     physical, synthetic = physical_model(plate), network(plate.mesh)
     game = hf.Hyco(physical, synthetic, data, hf.RandomGhosts(200), weights=weights, answers=answers, warm_up=200)
-    with hf.HistoryFile(out / "history.csv", comm) as file:
-        result = game.run(args.rounds, callbacks=[file, hf.TextProgress(every, comm, "  ")])
+    with hf.HistoryFile(out / "history.csv", comm) as file, hf.progress(args.rounds, comm, "  ") as shown:
+        result = game.run(args.rounds, callbacks=[file, shown])
 
     # Errors against the P3 solution with the true conductivity on this mesh: its own error is far below all others.
     truth = true_solution(plate, degree=3)

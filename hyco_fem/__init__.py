@@ -16,8 +16,8 @@ from hyco_fem.game.baselines import NetworkOnly, PhysicsOnly
 from hyco_fem.game.data import Data
 from hyco_fem.game.history import Record, Result
 from hyco_fem.game.hyco import Hyco
-from hyco_fem.game.loop import TextProgress
 from hyco_fem.game.objective import Weights
+from hyco_fem.game.progress import BarProgress, TextProgress, progress
 from hyco_fem.io.fields import write_fields
 from hyco_fem.io.history import HistoryFile
 from hyco_fem.io.meshes import read_mesh
@@ -54,6 +54,7 @@ __all__ = [
     "MLP",
     "AdamStep",
     "Answers",
+    "BarProgress",
     "Bounded",
     "CoefficientError",
     "Data",
@@ -104,6 +105,7 @@ __all__ = [
     "limit_threads",
     "mesh_size",
     "output_folder",
+    "progress",
     "quadrature_points",
     "rank_invariance",
     "read_mesh",

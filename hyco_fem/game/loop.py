@@ -118,25 +118,3 @@ def _called(comm: MPI.Comm, callbacks: Sequence[Callback], record: Record) -> bo
     with agreed(comm):
         wishes = [bool(callback(record)) for callback in callbacks]
     return any_rank(comm, any(wishes))
-
-
-class TextProgress:
-    """Callback that prints a line every `every` rounds, on rank 0, flushed: made for logs."""
-
-    def __init__(self, every: int = 100, comm: MPI.Comm = MPI.COMM_WORLD, label: str = "") -> None:
-        self.every, self.label = every, label
-        self._root = comm.rank == 0
-        self._start = time.perf_counter()
-
-    def __call__(self, record: Record) -> None:
-        if self._root and record.round % self.every == 0:
-            shown = {
-                "L_phy": record.misfit_physical,
-                "L_syn": record.misfit_synthetic,
-                "I": record.interaction,
-                "|∇θ|": record.gradient_physical,
-                "|∇φ|": record.gradient_synthetic,
-            }
-            text = "  ".join(f"{k} {v:.3e}" for k, v in shown.items() if not np.isnan(v))
-            seconds = time.perf_counter() - self._start
-            print(f"{self.label}round {record.round:5d}  {text}  {seconds:6.1f} s", flush=True)
