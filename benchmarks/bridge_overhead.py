@@ -21,7 +21,8 @@ from dolfinx import fem, mesh
 from dolfinx.fem import petsc as fem_petsc
 
 import hyco_fem as hf
-from hyco_fem.pde.linear import OptionSet, default_options
+from hyco_fem.pde.choice import default_options
+from hyco_fem.pde.linear import OptionSet
 
 A0, C0, W0 = 2.0, np.array([0.4, 0.6]), 0.3
 

@@ -9,14 +9,16 @@ from hyco_fem._compat import MeshAndTags
 from hyco_fem.accuracy.errors import ErrorNorms, error_norms, mesh_size, relative_l2
 from hyco_fem.bridge.dofs import as_function, dof_coordinates
 from hyco_fem.bridge.ghosts import DofGhosts, QuadratureGhosts, RandomGhosts, quadrature_points
+from hyco_fem.bridge.jacobian import Jacobian
 from hyco_fem.bridge.points import OutsideError, Points
 from hyco_fem.files import output_folder
 from hyco_fem.game.answers import AdamStep, Answers, TorchStep
 from hyco_fem.game.baselines import NetworkOnly, PhysicsOnly
+from hyco_fem.game.curvature import MisfitHessian
 from hyco_fem.game.data import Data
 from hyco_fem.game.history import Record, Result
 from hyco_fem.game.hyco import Hyco
-from hyco_fem.game.objective import Weights
+from hyco_fem.game.objective import Weights, scenario_misfit
 from hyco_fem.game.progress import BarProgress, TextProgress, progress
 from hyco_fem.io.fields import write_fields
 from hyco_fem.io.history import HistoryFile
@@ -24,7 +26,7 @@ from hyco_fem.io.meshes import read_mesh
 from hyco_fem.io.plots import Raster, save_figure, show
 from hyco_fem.io.sensors import Sensors, read_sensors, write_sensors
 from hyco_fem.models.coefficients import GaussianBumps, NeuralField, NodalField, Scalar, SineSeries, Sum
-from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.physical import CoefficientError, PhysicalModel, Scenario
 from hyco_fem.models.synthetic import (
     MLP,
     FourierFeatures,
@@ -68,7 +70,9 @@ __all__ = [
     "Identity",
     "InputScaling",
     "InvarianceResult",
+    "Jacobian",
     "MeshAndTags",
+    "MisfitHessian",
     "NetworkOnly",
     "NeuralField",
     "NodalField",
@@ -84,6 +88,7 @@ __all__ = [
     "ResNet",
     "Result",
     "Scalar",
+    "Scenario",
     "Sensors",
     "ShallowNet",
     "SineSeries",
@@ -113,6 +118,7 @@ __all__ = [
     "relative_l2",
     "run_script",
     "save_figure",
+    "scenario_misfit",
     "show",
     "taylor_test",
     "write_fields",

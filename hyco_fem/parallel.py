@@ -9,7 +9,7 @@ is itself a field is marked by `mark_distributed` and is never summed or compare
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ from mpi4py import MPI
 import numpy as np
 import torch
 from torch import Tensor
+
+from hyco_fem.tensors import as_array
 
 
 def raise_together(comm: MPI.Comm, error: Exception | None) -> None:
@@ -77,12 +79,19 @@ def sum_array(comm: MPI.Comm, values: np.ndarray) -> np.ndarray:
     return out
 
 
+def max_over_ranks(comm: MPI.Comm, values: Sequence[float]) -> np.ndarray:
+    """Largest of each of a few numbers over the ranks, the same on each.  Collective."""
+    out = np.array(values, dtype=np.float64)
+    comm.Allreduce(MPI.IN_PLACE, out, op=MPI.MAX)
+    return out
+
+
 class _SumOverRanks(torch.autograd.Function):
     """Forward: sum over ranks.  Backward: the identity, so that each rank keeps its own part of the gradient."""
 
     @staticmethod
     def forward(local: Tensor, comm: MPI.Comm) -> Tensor:
-        return torch.from_numpy(sum_array(comm, np.atleast_1d(local.detach().numpy()))).reshape(local.shape).clone()
+        return _summed(local, comm)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -90,11 +99,35 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
-        return grad, None
+        return _Replicate.apply(grad, ctx.comm), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
-        return torch.from_numpy(sum_array(ctx.comm, np.atleast_1d(tangent.detach().numpy()))).reshape(tangent.shape)
+        return _summed(tangent, ctx.comm)
+
+
+class _Replicate(torch.autograd.Function):
+    """The transpose of the sum, for second derivatives: forward the identity, backward the sum over ranks."""
+
+    @staticmethod
+    def forward(replicated: Tensor, comm: MPI.Comm) -> Tensor:
+        return replicated.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.comm = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+        return _SumOverRanks.apply(grad, ctx.comm), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return tangent.clone()
+
+
+def _summed(local: Tensor, comm: MPI.Comm) -> Tensor:
+    return torch.from_numpy(sum_array(comm, np.atleast_1d(as_array(local)))).reshape(local.shape).clone()
 
 
 def sum_over_ranks(local: Tensor, comm: MPI.Comm) -> Tensor:
@@ -127,15 +160,19 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> N
     if comm.size == 1:
         return
     replicated = [p for p in parameters if p.requires_grad and not is_distributed(p)]
-    if not replicated:
-        return
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in replicated])
-    total = torch.from_numpy(sum_array(comm, flat.detach().numpy()))
-    start = 0
-    for p in replicated:
-        part = total[start : start + p.numel()].view_as(p)
-        p.grad = part.clone() if p.grad is None else p.grad.copy_(part)
-        start += p.numel()
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in replicated]
+    for p, total in zip(replicated, sum_tensors(parts, [True] * len(parts), comm), strict=True):
+        p.grad = total if p.grad is None else p.grad.copy_(total)
+
+
+def sum_tensors(tensors: Sequence[Tensor], replicated: Sequence[bool], comm: MPI.Comm) -> list[Tensor]:
+    """Add up over the ranks those tensors that belong to replicated parameters, in one reduction.  Collective."""
+    if comm.size == 1:
+        return list(tensors)
+    chosen = [t.reshape(-1) for t, r in zip(tensors, replicated, strict=True) if r]
+    total = torch.from_numpy(sum_array(comm, torch.cat(chosen).detach().numpy())) if chosen else torch.empty(0)
+    parts = iter(torch.split(total, [len(t) for t in chosen]))
+    return [next(parts).view_as(t).clone() if r else t for t, r in zip(tensors, replicated, strict=True)]
 
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> float:

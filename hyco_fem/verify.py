@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyco_fem.bridge.dofs import dof_coordinates, owned_size
+from hyco_fem.bridge.dofs import owned_size
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.parallel import is_distributed, sum_array, sum_gradients, sum_over_ranks
 
@@ -122,12 +122,10 @@ def _direction(p: nn.Parameter, k: int, seed: int, comm: MPI.Comm) -> Tensor:
 
 
 def _functional(model: PhysicalModel) -> Callable[[], Tensor]:
-    """½ mean_i (1 + sin(k·x_i)) u_i² over the dofs: smooth, and sensitive to every part of the solution."""
+    """½ mean_i w_i u_i² over the dofs with random w_i in (1, 2): smooth, and sensitive to every part of the solution."""
     V = model.V
-    x = dof_coordinates(V)
-    bs = owned_size(V) // len(x) if len(x) else 1
-    k = torch.arange(1, x.shape[1] + 1, dtype=torch.float64)
-    weight = (1.0 + torch.sin(x @ k)).repeat_interleave(bs) / V.dofmap.index_map.size_global
+    size = V.dofmap.index_map.size_global * V.dofmap.index_map_bs
+    weight = torch.from_numpy(np.random.default_rng((5, model.comm.rank)).uniform(1.0, 2.0, owned_size(V))) / size
     return lambda: 0.5 * (weight * model.solve().square()).sum()
 
 

@@ -69,7 +69,9 @@ def functional(model: hf.PhysicalModel) -> Tensor:
 
 
 def weighted(model: hf.PhysicalModel, u: Tensor) -> Tensor:
-    """Σ (1 + x) u² over owned dofs."""
+    """Σ (1 + x) u² over owned dofs; without the factor where dofs are not values at points (mixed spaces)."""
+    if model.V.num_sub_spaces > 0 and model.V.dofmap.index_map_bs == 1:
+        return u.square().sum()
     x = hf.dof_coordinates(model.V)[:, 0]
     bs = len(u) // len(x) if len(x) else 1
     return ((1.0 + x.repeat_interleave(bs)) * u.square()).sum()
@@ -83,6 +85,32 @@ def gradients(model: hf.PhysicalModel, local: Tensor) -> list[np.ndarray]:
     sum_over_ranks(local, model.comm).backward()
     sum_gradients(parameters, model.comm)
     return [p.grad.detach().numpy().copy() for p in parameters]
+
+
+def cubic(model: hf.PhysicalModel, u: Tensor) -> Tensor:
+    """A functional whose second derivative varies: Σ (u² + u³)."""
+    return (u.square() + u**3).sum()
+
+
+def hf_owned(model: hf.PhysicalModel) -> np.ndarray:
+    """Owned values of the last solution."""
+    return model.function.x.array[: model.V.dofmap.index_map.size_local * model.V.dofmap.index_map_bs]
+
+
+def norm(parts: Any) -> float:
+    """Euclidean norm over parts and ranks."""
+    return float(np.sqrt(sum_array(WORLD, np.array([sum(float(p.detach().square().sum()) for p in parts)]))[0]))
+
+
+def dot(a: list[np.ndarray], b: Any) -> float:
+    """This rank's part of the scalar product."""
+    return sum(float(x @ y) for x, y in zip(a, b, strict=True))
+
+
+def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """Equal relative to the largest entry on all ranks."""
+    scale = WORLD.allreduce(float(np.abs(expected).max(initial=0.0)), op=MPI.MAX)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(scale, 1e-300))
 
 
 class ModelCase:
@@ -101,7 +129,7 @@ class ModelCase:
 
     def test_the_tangent_is_the_derivative_in_forward_mode(self) -> None:
         model = self.build(WORLD)
-        values = [v.detach() for v in model.coefficient_values()]
+        values = [v.detach().clone() for v in model.coefficient_values()]
         rng = np.random.default_rng((1, WORLD.rank))
         directions = [torch.from_numpy(rng.standard_normal(len(v))) * v for v in values]
         _, tangent = torch.func.jvp(lambda *m: solve(model.solver, *m), tuple(values), tuple(directions))
@@ -114,6 +142,58 @@ class ModelCase:
         )
         assert size > 0
         assert np.sqrt(error / size) < 1e-6
+
+    def test_blocks_of_solves_equal_single_solves(self) -> None:
+        model = self.build(WORLD)
+        solver = model.solver
+        solver.forward([v.detach().numpy() for v in model.coefficient_values()])
+        rng = np.random.default_rng((2, WORLD.rank))
+        sizes = [len(v) for v in model.coefficient_values()]
+        directions = [rng.standard_normal((n, 3)) for n in sizes]
+        found = solver.tangent_block(solver.state, directions)
+        single = [solver.tangent(solver.state, [np.ascontiguousarray(d[:, j]) for d in directions]) for j in range(3)]
+        close(found, np.stack(single, axis=1), self.solve_tolerance)
+        gradients = rng.standard_normal((len(single[0]), 3))
+        block = solver.adjoint_block(solver.state, gradients)
+        for j in range(3):
+            for whole, alone in zip(block, solver.adjoint(solver.state, gradients[:, j].copy()), strict=True):
+                close(whole[:, j], alone, self.solve_tolerance)
+
+    def test_the_gradient_is_differentiated_at_rate_two(self) -> None:
+        """Backward twice: the remainders of the gradient's first-order expansion fall like h²."""
+        model = self.build(WORLD)
+        leaves = [v.detach().clone().requires_grad_() for v in model.coefficient_values()]
+        rng = np.random.default_rng((3, WORLD.rank))
+        directions = [torch.from_numpy(rng.standard_normal(len(v))) * v.detach() for v in leaves]
+
+        def gradient(values: list[Tensor], graph: bool = False) -> list[Tensor]:
+            return list(torch.autograd.grad(cubic(model, solve(model.solver, *values)), values, create_graph=graph))
+
+        here = gradient(leaves, graph=True)
+        slope = sum((g * d).sum() for g, d in zip(here, directions, strict=True))
+        curvature = torch.autograd.grad(slope, leaves)
+        remainders = []
+        for h in (0.02, 0.01, 0.005):
+            moved = [(v + h * d).detach().requires_grad_() for v, d in zip(leaves, directions, strict=True)]
+            rest = [g - g0.detach() - h * c for g, g0, c in zip(gradient(moved), here, curvature, strict=True)]
+            remainders.append(norm(rest))
+        rates = np.log2(np.array(remainders[:-1]) / np.array(remainders[1:]))
+        assert norm(curvature) > 0
+        assert rates[-1] > 1.9 or remainders[-1] < 1e-9 * norm(here), (remainders, rates)
+
+    def test_the_hessian_is_symmetric(self) -> None:
+        model = self.build(WORLD)
+        solver = model.solver
+        solver.forward([v.detach().numpy() for v in model.coefficient_values()])
+        rng = np.random.default_rng((4, WORLD.rank))
+        a, b = ([rng.standard_normal(len(v)) for v in model.coefficient_values()] for _ in range(2))
+        w = rng.standard_normal(len(hf_owned(model)))
+        Ha, Hb = solver.second(solver.state, w, a)[1], solver.second(solver.state, w, b)[1]
+        bHa, aHb, size = sum_array(
+            WORLD,
+            np.array([dot(b, Ha), dot(a, Hb), sum(float(np.abs(x * y).sum()) for x, y in zip(b, Ha, strict=True))]),
+        )
+        assert abs(bHa - aHb) <= 10 * self.solve_tolerance * max(size, 1e-300)
 
     def test_two_forwards_before_one_backward(self) -> None:
         model = self.build(WORLD)
@@ -154,6 +234,7 @@ class ModelCase:
         assert result.ok, result.differences
 
     rank_tolerance = 1e-10
+    solve_tolerance = 1e-10
 
     def test_it_can_be_closed(self) -> None:
         model = self.build(WORLD)

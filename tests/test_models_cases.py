@@ -123,7 +123,7 @@ class TestSubdomains(ModelCase):
         )
         V, Q = fem.functionspace(domain, ("Lagrange", 1)), fem.functionspace(domain, ("DG", 0))
         u, v, kappa = fem.Function(V, name="u"), ufl.TestFunction(V), fem.Function(Q, name="kappa")
-        F = ufl.inner(ufl.grad(u), ufl.grad(v)) * ufl.dx + kappa * ufl.inner(ufl.grad(u), ufl.grad(v)) * dx(7)
+        F = ufl.inner(ufl.grad(u), ufl.grad(v)) * dx + kappa * ufl.inner(ufl.grad(u), ufl.grad(v)) * dx(7)
         return hf.PhysicalModel(
             F, u, [dirichlet(V, lambda x: x[0] ** 2)], {kappa: hf.Scalar(3.0, hf.Bounded(0.0, 10.0))}
         )
@@ -145,6 +145,7 @@ class TestIterativeSolvers(ModelCase):
     """Conjugate gradients forward, another preconditioner for the adjoint."""
 
     rank_tolerance = 1e-8
+    solve_tolerance = 1e-8
 
     def build(self, comm: MPI.Comm) -> hf.PhysicalModel:
         options = {"ksp_type": "cg", "pc_type": "gamg", "ksp_rtol": 1e-13}

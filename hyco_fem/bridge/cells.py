@@ -10,6 +10,9 @@ from hyco_fem import _compat
 
 _NEWTON_STEPS = 20
 
+# Rounding error of a coordinate after a few operations, relative to it.
+ROUNDING = 1e-14
+
 _REFERENCE_VOLUME = {"interval": 1.0, "triangle": 1 / 2, "quadrilateral": 1.0, "tetrahedron": 1 / 6, "hexahedron": 1.0}
 
 
@@ -37,7 +40,8 @@ class CellGeometry:
             cmap.degree,
             basix.LagrangeVariant(int(cmap.variant)) if cmap.degree > 2 else basix.LagrangeVariant.gll_warped,
         )
-        self.affine = self.simplex and cmap.degree == 1
+        self.degree = cmap.degree
+        self.affine = self.simplex and self.degree == 1
         self._x = mesh.geometry.x[:, : self.gdim]
         self._nodes = _compat.geometry_dofmap(mesh)
         imap = mesh.topology.index_map(self.tdim)
@@ -64,7 +68,6 @@ class CellGeometry:
         X = np.full_like(x, 1.0 / (self.tdim + 1) if self.simplex else 0.5)
         if len(x) == 0:
             return X
-        scale = np.ptp(self._x[self._nodes[cells]], axis=1).max(axis=1)
         with np.errstate(all="ignore"):
             for _ in range(_NEWTON_STEPS):
                 residual = x - self.push_forward(cells, X)
@@ -78,13 +81,21 @@ class CellGeometry:
                 if self.affine or not np.any(np.abs(step) > 1e-13):
                     break
             error = np.linalg.norm(x - self.push_forward(cells, X), axis=1)
-        X[~(error <= 1e-10 * scale)] = np.nan
+        X[~(error <= (1e-10 + self.rounding(cells, x)) * self.sizes(cells))] = np.nan
         return X
 
-    def inside(self, X: np.ndarray, tolerance: float) -> np.ndarray:
-        """Which reference points (n, d) lie in the reference cell, up to `tolerance` of its size."""
+    def sizes(self, cells: np.ndarray) -> np.ndarray:
+        """Longest side of the box around the nodes of each of the cells (n,)."""
+        return np.ptp(self._x[self._nodes[cells]], axis=1).max(axis=1)
+
+    def rounding(self, cells: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Rounding errors of x (n, d) over the sizes of the cells (n,): not small for small cells far from the origin."""
+        return ROUNDING * np.abs(x).max(axis=1) / self.sizes(cells)
+
+    def inside(self, X: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
+        """Which reference points (n, d) lie in the reference cell, up to the fraction `tolerance` (n,) of its size."""
         with np.errstate(invalid="ignore"):
-            ok = np.all(tolerance + X >= 0.0, axis=1)
+            ok = np.all(tolerance[:, None] + X >= 0.0, axis=1)
             upper = X.sum(axis=1) if self.simplex else X.max(axis=1)
             return ok & (upper <= 1.0 + tolerance)
 

@@ -36,16 +36,26 @@ def dof_coordinates(V: fem.FunctionSpace) -> Tensor:
 
 
 def check_point_evaluation(V: fem.FunctionSpace) -> None:
-    """Raise ValueError unless dofs of V are values at points."""
+    """Raise ValueError unless all dofs of V are values at points: a Lagrange space that is no sub-space."""
+    check_lagrange(V)
+    if len(V.component()) > 0:
+        raise ValueError(
+            "a sub-space shares its dofs with the whole space; use its collapsed space, V.sub(i).collapse()[0]"
+        )
+
+
+def check_lagrange(V: fem.FunctionSpace) -> None:
+    """Raise ValueError unless V, or the sub-space V of a mixed or vector one, has Lagrange elements."""
     try:
         family = V.element.basix_element.family.name
     except RuntimeError:
         family = "mixed"
     shape = _compat.value_shape(V)
-    if family != "P" or block_size(V) != int(np.prod(shape, dtype=int)):
+    components = int(np.prod(shape, dtype=int))
+    if family != "P" or V.dofmap.list.shape[1] * V.dofmap.bs != components * V.element.basix_element.dim:
         raise ValueError(
             f"a space of '{family}' elements with value shape {shape} has dofs that are not values at points; "
-            "use Lagrange elements (collapse a sub-space of a mixed one)"
+            "use Lagrange elements, or a sub-space V.sub(i) of a mixed one"
         )
 
 

@@ -17,11 +17,12 @@ import torch
 from dolfinx import fem, geometry
 from dolfinx import mesh as dmesh
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from hyco_fem.bridge.cells import CellGeometry, cell_geometry
-from hyco_fem.bridge.dofs import DofLayout, check_point_evaluation, layout
+from hyco_fem import _compat
+from hyco_fem.bridge.cells import ROUNDING, CellGeometry, cell_geometry
+from hyco_fem.bridge.dofs import DofLayout, check_lagrange, layout
 from hyco_fem.parallel import agreed, sum_array
+from hyco_fem.tensors import as_array
 
 # Fraction of a cell by which a point may lie outside: rounding of a text file, not a modelling tolerance.
 _TOLERANCE = 1e-9
@@ -74,6 +75,11 @@ class Points:
         cell, X, original = _locate(mesh, cells, x)
         best = np.empty_like(original)
         comm.Allreduce(original, best, op=MPI.MIN)
+        if cells.degree > 1 and (best == cells.n_global).any():
+            # A curved cell may bulge out of the box around its nodes, by less than half its size.
+            again = np.flatnonzero(best == cells.n_global)
+            cell[again], X[again], original[again] = _locate(mesh, cells, x[again], bulge=0.5)
+            comm.Allreduce(original, best, op=MPI.MIN)
         found = best < cells.n_global
         if missing == "raise" and not found.all():
             rows = np.flatnonzero(~found)
@@ -127,6 +133,8 @@ class Points:
         for space, found in self._observations:
             if space is V:
                 return found
+        if V.mesh is not self.mesh:
+            raise ValueError("the space is on another mesh than the points")
         made = Observation(V, self._cells, self._X)
         self._observations.append((V, made))
         return made
@@ -139,6 +147,9 @@ class Points:
 
         Returns:
             (n_owned,), or (n_owned, value_size) for a vector field.
+
+        Raises:
+            ValueError, TypeError: V is no Lagrange space of this mesh, or u does not fit it; on all ranks.
         """
         if isinstance(u, fem.Function):
             V = u.function_space
@@ -146,11 +157,22 @@ class Points:
             u = torch.from_numpy(u.x.array[:n].copy())
         if V is None:
             raise ValueError("evaluate(u, V) needs the space of the dof values")
-        return _Observe.apply(u, self.observation(V))
+        B = self.observation(V)
+        with agreed(self.comm):
+            if u.dtype != torch.float64:
+                raise TypeError(f"dof values are {u.dtype}; hyco_fem computes in float64")
+            if u.shape != (B.layout.n_owned,):
+                raise ValueError(
+                    f"dof values of shape {tuple(u.shape)} do not fit the space, which owns {B.layout.n_owned} here"
+                )
+        return _Observe.apply(u, B)
 
     def gather(self, values: Tensor | np.ndarray) -> np.ndarray:
         """Values at all n points, replicated, from those at the owned ones; NaN where not found.  Collective."""
         values = np.asarray(values.detach() if isinstance(values, Tensor) else values)
+        with agreed(self.comm):
+            if len(values) != len(self):
+                raise ValueError(f"{len(values)} values do not fit the {len(self)} points owned here")
         out = np.zeros((self.n, *values.shape[1:]))
         out[self.index] = values
         out = sum_array(self.comm, out)
@@ -159,66 +181,88 @@ class Points:
 
 
 class Observation:
-    """B: owned dofs of V → values at points.  `apply` and `transpose` are each other's adjoints.  Collective.
+    """B: owned dofs → values at points.  `apply` and `transpose` are each other's adjoints.  Collective.
 
     Args:
-        V: A Lagrange space.  cells, X: local cell and reference coordinates of each point.
+        V: A Lagrange space, or a Lagrange sub-space of a mixed or vector one (`W.sub(0)`): the dofs are then those of the
+            whole space.
+        cells, X: local cell and reference coordinates of each point.
     """
 
     def __init__(self, V: fem.FunctionSpace, cells: np.ndarray, X: np.ndarray) -> None:
-        check_point_evaluation(V)
+        check_lagrange(V)
         self.layout: DofLayout = layout(V)
-        self.bs = self.layout.bs
-        imap = V.dofmap.index_map
-        self.n_local = imap.size_local + imap.num_ghosts
+        imap, bs = V.dofmap.index_map, V.dofmap.index_map_bs
+        self.n_local = (imap.size_local + imap.num_ghosts) * bs
         # Every row has the same number of entries, those of a cell: two rectangular arrays hold the sparse matrix.
-        self.dofs = V.dofmap.list[cells]
         self.values = V.element.basix_element.tabulate(0, X)[0, :, :, 0]
+        self.components = int(np.prod(_compat.value_shape(V), dtype=int))
+        # Unrolled local dofs of each point, node and component: a sub-space has unrolled ones already.
+        dofs = V.dofmap.list[cells]
+        if V.dofmap.bs > 1:
+            dofs = dofs[:, :, None] * V.dofmap.bs + np.arange(V.dofmap.bs, dtype=np.int32)
+        self.dofs = dofs.reshape(len(cells), self.values.shape[1], self.components)
+        if self.components == 1:
+            self.dofs = self.dofs[:, :, 0]
 
     @property
     def matrix(self) -> sp.csr_array:
-        """B on this rank, for inspection: points by local (owned and ghost) dof blocks."""
-        n, k = self.dofs.shape
-        rows = np.arange(0, n * k + 1, k)
-        return sp.csr_array((self.values.ravel(), self.dofs.ravel(), rows), shape=(n, self.n_local))
+        """B on this rank, for inspection: points (times components) by local (owned and ghost) dofs."""
+        n, k = self.values.shape
+        values = np.repeat(self.values[:, None, :], self.components, axis=1).ravel()
+        dofs = (self.dofs if self.components == 1 else self.dofs.transpose(0, 2, 1)).ravel()
+        rows = np.arange(0, n * self.components * k + 1, k)
+        return sp.csr_array((values, dofs, rows), shape=(n * self.components, self.n_local))
 
     def apply(self, u: np.ndarray) -> np.ndarray:
-        """B u, (n,) or (n, bs), from the owned dofs (n_owned·bs,)."""
+        """B u, (n,) or (n, components), from the owned dofs (n_owned,)."""
         local = self.layout.to_local(u)
-        if self.bs == 1:
-            return np.einsum("pk,pk->p", self.values, local[self.dofs])
-        return np.einsum("pk,pkb->pb", self.values, local.reshape(-1, self.bs)[self.dofs])
+        return np.einsum("pk,pk...->p...", self.values, local[self.dofs])
 
     def transpose(self, w: np.ndarray) -> np.ndarray:
         """Bᵀ w, owned dofs, from values at the points."""
-        bs, dofs = self.bs, self.dofs
-        weighted = self.values * w[:, None] if bs == 1 else self.values[:, :, None] * w[:, None, :]
-        index = dofs if bs == 1 else dofs[:, :, None] * bs + np.arange(bs)
-        return self.layout.to_owned(np.bincount(index.ravel(), weighted.ravel(), minlength=self.n_local * bs))
+        weighted = self.values * w[:, None] if self.components == 1 else self.values[:, :, None] * w[:, None, :]
+        return self.layout.to_owned(np.bincount(self.dofs.ravel(), weighted.ravel(), minlength=self.n_local))
 
 
 class _Observe(torch.autograd.Function):
+    """B u.  Its backward is `_ObserveTranspose`, whose backward is this: differentiable any number of times."""
+
     @staticmethod
     def forward(u: Tensor, observation: Observation) -> Tensor:
-        if u.shape != (observation.layout.n_owned,):
-            raise ValueError(
-                f"dof values of shape {tuple(u.shape)} do not fit the space, which owns "
-                f"{observation.layout.n_owned} here"
-            )
-        return torch.from_numpy(observation.apply(u.detach().numpy()))
+        return torch.from_numpy(observation.apply(as_array(u)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.observation = inputs[1]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, w: Tensor) -> tuple:  # type: ignore[override]
-        return torch.from_numpy(ctx.observation.transpose(w.detach().numpy())), None
+        return _ObserveTranspose.apply(w, ctx.observation), None
 
     @staticmethod
     def jvp(ctx: Any, du: Tensor, _: None) -> Tensor:  # type: ignore[override]
-        return torch.from_numpy(ctx.observation.apply(du.detach().numpy()))
+        return torch.from_numpy(ctx.observation.apply(as_array(du)))
+
+
+class _ObserveTranspose(torch.autograd.Function):
+    """Bᵀ w."""
+
+    @staticmethod
+    def forward(w: Tensor, observation: Observation) -> Tensor:
+        return torch.from_numpy(observation.transpose(as_array(w)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.observation = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple:  # type: ignore[override]
+        return _Observe.apply(u, ctx.observation), None
+
+    @staticmethod
+    def jvp(ctx: Any, dw: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(ctx.observation.transpose(as_array(dw)))
 
 
 def _checked(x: Any, gdim: int) -> np.ndarray:
@@ -235,8 +279,13 @@ def _text(x: np.ndarray) -> str:
     return "(" + ", ".join(f"{float(c):g}" for c in x) + ")"
 
 
-def _locate(mesh: dmesh.Mesh, geo: CellGeometry, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each point the lowest-numbered owned cell that contains it: local cell, X, and its file number."""
+def _locate(
+    mesh: dmesh.Mesh, geo: CellGeometry, x: np.ndarray, bulge: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each point the lowest-numbered owned cell that contains it: local cell, X, and its file number.
+
+    Cells are looked for in boxes around their nodes, enlarged by the fraction `bulge` of the largest cell.
+    """
     n = len(x)
     cell, X = np.zeros(n, dtype=np.int32), np.zeros((n, geo.tdim))
     original = np.full(n, geo.n_global, dtype=np.int64)
@@ -244,13 +293,15 @@ def _locate(mesh: dmesh.Mesh, geo: CellGeometry, x: np.ndarray) -> tuple[np.ndar
         return cell, X, original
     x3 = np.zeros((n, 3))
     x3[:, : geo.gdim] = x
-    box = np.ptp(mesh.geometry.x, axis=0).max()
-    tree = geometry.bb_tree(mesh, geo.tdim, padding=_TOLERANCE * box, entities=np.arange(geo.n_owned, dtype=np.int32))
+    owned = np.arange(geo.n_owned, dtype=np.int32)
+    size = geo.sizes(owned).max()
+    padding = (bulge + _TOLERANCE) * size + ROUNDING * np.abs(x).max()
+    tree = geometry.bb_tree(mesh, geo.tdim, padding=padding, entities=owned)
     hits = geometry.compute_collisions_points(tree, x3)
     cells = np.asarray(hits.array)
     points = np.repeat(np.arange(n), np.diff(hits.offsets))
     candidates = geo.pull_back(cells, x[points])
-    ok = geo.inside(candidates, _TOLERANCE)
+    ok = geo.inside(candidates, _TOLERANCE + geo.rounding(cells, x[points]))
     cells, points, candidates = cells[ok], points[ok], candidates[ok]
     # Highest file number first, so that the lowest is written last and stays.
     order = np.argsort(-geo.original[cells], kind="stable")

@@ -1,4 +1,8 @@
-"""One autograd Function around a PDE solver: coefficient values in, solution values out."""
+"""The autograd Functions around a PDE solver: coefficient values in, solution values out.
+
+`_Solve` is the map m ↦ u; its backward is `_Adjoint`, (ū, m) ↦ m̄, which is differentiable itself: gradients of
+gradients (Hessian-vector products) cost one tangent and two adjoint solves.  Third derivatives are refused by torch.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyco_fem.tensors import as_array
+
 
 class Solver(Protocol):
     """What a solver offers the bridge; `hyco_fem.pde.steady.SteadySolver` is one."""
@@ -19,33 +25,107 @@ class Solver(Protocol):
 
     def forward(self, values: Sequence[np.ndarray]) -> np.ndarray: ...
 
+    def forward_many(self, values: Sequence[np.ndarray], scenarios: Any) -> tuple[np.ndarray, list[Any]]: ...
+
     def tangent(self, state: Any, directions: Sequence[np.ndarray | None]) -> np.ndarray: ...
 
     def adjoint(
         self, state: Any, gradient: np.ndarray, wanted: Sequence[bool] | None = None
     ) -> list[np.ndarray | None]: ...
 
+    def adjoint_many(
+        self, states: Sequence[Any], gradients: np.ndarray, wanted: Sequence[bool] | None = None
+    ) -> list[np.ndarray | None]: ...
+
+    def second(
+        self,
+        state: Any,
+        gradient: np.ndarray,
+        directions: Sequence[np.ndarray | None],
+        gradient_direction: np.ndarray | None = None,
+        wanted: Sequence[bool] | None = None,
+    ) -> tuple[np.ndarray, list[np.ndarray | None]]: ...
+
 
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(solver: Solver, *values: Tensor) -> Tensor:
-        return torch.from_numpy(solver.forward([_array(v) for v in values]))
+        return torch.from_numpy(solver.forward([as_array(v) for v in values]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         # The state of *this* solve, as arrays: a later forward must not change what this backward sees.
         ctx.solver = inputs[0]
         ctx.state = ctx.solver.state
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple:  # type: ignore[override]
-        found = ctx.solver.adjoint(ctx.state, _array(gradient), ctx.needs_input_grad[1:])
-        return None, *(None if g is None else torch.from_numpy(g) for g in found)
+        wanted = tuple(ctx.needs_input_grad[1:])
+        found = iter(_Adjoint.apply(ctx.solver, ctx.state, wanted, gradient, *ctx.saved_tensors))
+        return None, *(next(found) if w else None for w in wanted)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:  # type: ignore[override]
-        return torch.from_numpy(ctx.solver.tangent(ctx.state, [None if t is None else _array(t) for t in tangents]))
+        return torch.from_numpy(ctx.solver.tangent(ctx.state, _arrays(tangents)))
+
+
+class _Adjoint(torch.autograd.Function):
+    """(ū, m) ↦ the wanted m̄_k, at the state of a solve made at m."""
+
+    @staticmethod
+    def forward(solver: Solver, state: Any, wanted: tuple[bool, ...], gradient: Tensor, *values: Tensor) -> tuple:
+        found = solver.adjoint(state, as_array(gradient), wanted)
+        return tuple(torch.from_numpy(g) for g in found if g is not None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.solver, ctx.state, ctx.wanted, gradient = inputs[:4]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gradient)
+        ctx.save_for_forward(gradient)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
+        # Σ_k ⟨μ_k, m̄_k⟩ = ⟨ū, u′(m) μ⟩: its gradient by ū is the tangent along μ, by m the second derivative along μ.
+        given = iter(cotangents)
+        directions = _arrays([next(given) if w else None for w in ctx.wanted])
+        du, dm = ctx.solver.second(
+            ctx.state, as_array(ctx.saved_tensors[0]), directions, None, ctx.needs_input_grad[4:]
+        )
+        return None, None, None, torch.from_numpy(du), *_tensors(dm)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, __: None, ___: None, dgradient: Tensor | None, *tangents: Tensor | None) -> tuple:  # type: ignore[override]
+        change = None if dgradient is None else as_array(dgradient)
+        gradient = as_array(ctx.saved_tensors[0])
+        _u, dm = ctx.solver.second(ctx.state, gradient, _arrays(tangents), change, ctx.wanted)
+        return tuple(torch.from_numpy(g) for g in dm if g is not None)
+
+
+class _SolveMany(torch.autograd.Function):
+    @staticmethod
+    def forward(solver: Solver, scenarios: Any, keep: list, *values: Tensor) -> Tensor:
+        u, states = solver.forward_many([as_array(v) for v in values], scenarios)
+        keep.append(states)
+        return torch.from_numpy(u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.solver = inputs[0]
+        ctx.states = inputs[2].pop()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> tuple:  # type: ignore[override]
+        found = ctx.solver.adjoint_many(ctx.states, as_array(gradients), ctx.needs_input_grad[3:])
+        return None, None, None, *_tensors(found)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, __: None, ___: None, *tangents: Tensor | None) -> Tensor:  # type: ignore[override]
+        directions = _arrays(tangents)
+        return torch.from_numpy(np.stack([ctx.solver.tangent(state, directions) for state in ctx.states]))
 
 
 def solve(solver: Solver, *values: Tensor) -> Tensor:
@@ -56,11 +136,23 @@ def solve(solver: Solver, *values: Tensor) -> Tensor:
         values: Owned dof values of each coefficient, (n_owned_k,), float64, on the CPU.
 
     Returns:
-        Owned dof values of the solution, (n_owned,).  First derivatives only, backward (one adjoint solve) and
-        forward (one tangent solve).
+        Owned dof values of the solution, (n_owned,).  Derivatives: backward (one adjoint solve), forward mode (one
+        tangent solve), and of those once more, in either mode.
     """
     return _Solve.apply(solver, *values)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().numpy())
+def solve_many(solver: Solver, scenarios: Any, *values: Tensor) -> Tensor:
+    """Solutions (n_scenarios, n_owned) for several loads and boundary values; see `SteadySolver.forward_many`.
+
+    First derivatives only.  Distributed, collective.
+    """
+    return _SolveMany.apply(solver, scenarios, [], *values)
+
+
+def _arrays(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
+    return [None if t is None else as_array(t) for t in tensors]
+
+
+def _tensors(arrays: Sequence[np.ndarray | None]) -> list[Tensor | None]:
+    return [None if a is None else torch.from_numpy(a) for a in arrays]

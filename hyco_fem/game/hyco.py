@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from mpi4py import MPI
@@ -96,8 +97,22 @@ class Hyco:
 
     def round(self, number: int) -> Record | None:
         """One round; None where a step had to be taken back."""
-        try:
+        with self._undone_on_error():
             return self._round(number)
+
+    def look(self, number: int) -> Record | None:
+        """The state as it is, with both gradients at the same (θ, φ): their norms are the Nash residual.
+
+        None where it is not finite and the last step had to be taken back.
+        """
+        with self._undone_on_error():
+            return self._look(number)
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Where θ has led to a PDE that cannot be solved, undo the step that led there."""
+        try:
+            yield
         except (CoefficientError, SolveError):
             self.players[0].undo()
             raise
@@ -116,7 +131,7 @@ class Hyco:
             seen.append((misfit.detach(), interaction.detach(), values.detach()))
             return self.weights.a2 * misfit + self.weights.b2 * interaction
 
-        if any_rank(self.comm, not math.isfinite(float(misfit_phy.detach()))):
+        if self._overflows(misfit_phy, at_ghosts):
             phy.take_back()
             return None
         with self.clock("network"):
@@ -126,7 +141,7 @@ class Hyco:
             if self.schedule == "simultaneous":
                 answered = seen[0][2]
             else:
-                with torch.no_grad():
+                with torch.no_grad(), agreed(self.comm):
                     answered = network_values(self.synthetic, ghosts.x)
         if any_rank(self.comm, not math.isfinite(float(answered.sum()))):
             syn.take_back()
@@ -140,18 +155,31 @@ class Hyco:
         losses = torch.stack([misfit_phy.detach(), seen[0][0], seen[0][1]])
         return self._record(number, losses, phy_look.gradient_norm, syn_look.gradient_norm, parameters)
 
-    def look(self, number: int) -> Record:
-        """The state as it is, with both gradients at the same (θ, φ): their norms are the Nash residual."""
+    def _look(self, number: int) -> Record | None:
         phy, syn = self.players
         ghosts, at_sensors, at_ghosts = self._solve(number)
         misfit_phy = self.data.local_misfit(at_sensors)
         x = torch.cat([self.data.points.x, ghosts.x])
+        if self._overflows(misfit_phy, at_ghosts):
+            phy.take_back()
+            return None
         misfit_syn, interaction, values = self._synthetic(x, at_ghosts.detach(), ghosts)
         syn_look = syn.look(self.weights.a2 * misfit_syn + self.weights.b2 * interaction)
+        if not syn_look.finite:
+            syn.take_back()
+            return None
         phy_look = phy.look(self._physical_objective(ghosts, values.detach(), misfit_phy, at_ghosts)())
+        if not phy_look.finite:
+            phy.take_back()
+            return None
         losses = torch.stack([misfit_phy.detach(), misfit_syn.detach(), interaction.detach()])
         parameters = parameter_values(self.physical, self.comm, LONGEST_IN_HISTORY)
         return self._record(number, losses, phy_look.gradient_norm, syn_look.gradient_norm, parameters)
+
+    def _overflows(self, misfit: Tensor, at_ghosts: Tensor) -> bool:
+        """Whether the solution is too large to be compared with anything: then the network is not to blame."""
+        size = float(misfit.detach()) + float(at_ghosts.detach().square().sum())
+        return any_rank(self.comm, not math.isfinite(size))
 
     def _solve(self, number: int) -> tuple[GhostPoints, Tensor, Tensor]:
         """The solution at the current θ, at the sensors and at this round's ghost points."""
@@ -159,15 +187,17 @@ class Hyco:
             u = self.physical.solve()
         with self.clock("ghosts"):
             ghosts = self.sampler.draw(number)
-            at_ghosts = ghosts.evaluate(u, self.physical.V)
-        return ghosts, self.data.points.evaluate(u, self.physical.V), at_ghosts
+            at_ghosts = ghosts.evaluate(u, self.physical.observed)
+        return ghosts, self.data.points.evaluate(u, self.physical.observed), at_ghosts
 
     def _synthetic(self, x: Tensor, at_ghosts: Tensor, ghosts: GhostPoints) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's L_syn and I, and the network's values at the ghost points: one pass of the network."""
         n = len(self.data.points)
-        values = network_values(self.synthetic, x)
-        misfit = self.data.local_misfit(values[:n])
-        return misfit, local_interaction(at_ghosts, values[n:], ghosts), values[n:]
+        with agreed(self.comm):
+            values = network_values(self.synthetic, x)
+            misfit = self.data.local_misfit(values[:n])
+            interaction = local_interaction(at_ghosts, values[n:], ghosts)
+        return misfit, interaction, values[n:]
 
     def _physical_objective(
         self, ghosts: GhostPoints, answered: Tensor, misfit: Tensor, at_ghosts: Tensor
@@ -180,8 +210,8 @@ class Hyco:
                 own, there = at_hand.pop()
             else:
                 u = self.physical.solve()
-                own = self.data.local_misfit(self.data.points.evaluate(u, self.physical.V))
-                there = ghosts.evaluate(u, self.physical.V)
+                own = self.data.local_misfit(self.data.points.evaluate(u, self.physical.observed))
+                there = ghosts.evaluate(u, self.physical.observed)
             return self.weights.a1 * own + self.weights.b1 * local_interaction(there, answered, ghosts)
 
         return objective

@@ -9,6 +9,7 @@ P   = (a₁/b₁) L_phy + (a₂/b₂) L_syn + I      the potential of the game
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from hyco_fem.bridge.ghosts import GhostPoints
 from hyco_fem.bridge.points import Points
+from hyco_fem.game.data import Data
+from hyco_fem.models.physical import PhysicalModel, Scenario
+from hyco_fem.parallel import agreed
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,20 @@ def local_interaction(physical: Tensor, synthetic: Tensor, ghosts: GhostPoints |
         )
     square = (physical - synthetic).square()
     return ghosts.weights @ (square if square.ndim == 1 else square.sum(1))
+
+
+def scenario_misfit(physical: PhysicalModel, scenarios: Sequence[Scenario]) -> Tensor:
+    """This rank's summand of Σ_s L_s(θ): the misfits of several experiments on one θ.  Collective.
+
+    Raises:
+        ValueError: a scenario without data; on all ranks.
+    """
+    with agreed(physical.comm):
+        for number, scenario in enumerate(scenarios):
+            if not isinstance(scenario.data, Data):
+                raise ValueError(f"scenario {number} has no data to be fitted to; pass data=hyco_fem.Data(…)")
+    u = physical.solve_scenarios(scenarios)
+    parts = [
+        s.data.local_misfit(s.data.points.evaluate(row, physical.observed)) for s, row in zip(scenarios, u, strict=True)
+    ]
+    return torch.stack(parts).sum()

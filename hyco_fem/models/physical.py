@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from mpi4py import MPI
 
@@ -13,11 +16,47 @@ from dolfinx import fem
 from torch import Tensor, nn
 
 from hyco_fem.bridge.dofs import dof_coordinates, owned_size
+from hyco_fem.bridge.jacobian import Jacobian, jacobian
 from hyco_fem.bridge.points import Points
-from hyco_fem.bridge.solve import solve
-from hyco_fem.parallel import agreed, check_replicated, raise_together
+from hyco_fem.bridge.solve import solve, solve_many
+from hyco_fem.parallel import agreed, check_replicated, max_over_ranks, raise_together
 from hyco_fem.pde.linear import Options
 from hyco_fem.pde.steady import SteadySolver
+from hyco_fem.tensors import as_array
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One experiment: values of loads and boundary data that differ from those of other experiments on the same θ.
+
+    inputs: for Functions and Constants of the form, and Functions that are Dirichlet values, the values to put in: a
+        Function of the same space, owned dof values, or a number (or an array of a Constant's shape).
+    data: what was measured in this experiment, if it is to be fitted (`hyco_fem.scenario_misfit`).
+    """
+
+    inputs: Mapping[fem.Function | fem.Constant, Any]
+    data: Any = None
+
+    def settings(self, coefficients: Sequence[fem.Function]) -> list[tuple[Any, np.ndarray]]:
+        """Inputs with their values as arrays, checked."""
+        found = []
+        for f, value in self.inputs.items():
+            if not isinstance(f, (fem.Function, fem.Constant)):
+                raise TypeError(f"a scenario sets Functions and Constants, not {type(f).__name__}")
+            name = getattr(f, "name", "a Constant")
+            if any(f is m for m in coefficients):
+                raise ValueError(f"'{name}' is a coefficient with parameters; a scenario cannot set it")
+            if isinstance(f, fem.Function):
+                n = owned_size(f.function_space)
+                array = value.x.array[:n] if isinstance(value, fem.Function) else np.asarray(value, dtype=np.float64)
+                shapes: tuple = ((), (n,))
+            else:
+                array = np.asarray(value, dtype=np.float64)
+                shapes = (np.shape(f.value),)
+            if array.shape not in shapes:
+                raise ValueError(f"the value of '{name}' in a scenario has shape {array.shape}, not {shapes[-1]}")
+            found.append((f, np.array(array)))
+        return found
 
 
 class CoefficientError(ValueError):
@@ -35,8 +74,10 @@ class PhysicalModel(nn.Module):
             coordinates (n, d) ↦ (n,) or (n, value_size), float64.  Its parameters are θ.  They must be equal on all
             ranks, except those of a `NodalField`.
         positive: Functions among the keys of `coefficients` that must stay positive.
-        petsc_options: PETSc options without prefix; by default a direct solve (PETSc's LU, MUMPS when larger or
-            in parallel).
+        observed: Which part of a mixed or vector unknown is compared with data and network: the index of a sub-space, or
+            several (W.sub(0).sub(1): (0, 1)).  By default the whole field.
+        petsc_options: PETSc options without prefix; by default a solver chosen by size, dimension and symmetry: direct,
+            or for large problems a Krylov method with algebraic multigrid.  `description` names it.
         adjoint_petsc_options: Options of the adjoint solve; by default the forward solver and its factors.
         warm_start: Start iterative and Newton solves from the last solution.
         form_compiler_options, jit_options: As for `dolfinx.fem.form`.
@@ -55,6 +96,7 @@ class PhysicalModel(nn.Module):
         coefficients: Mapping[fem.Function, nn.Module] | None = None,
         *,
         positive: Collection[fem.Function] = (),
+        observed: int | Sequence[int] | None = None,
         petsc_options: Options | None = None,
         adjoint_petsc_options: Options | None = None,
         warm_start: bool = False,
@@ -95,6 +137,9 @@ class PhysicalModel(nn.Module):
         )
         self.function = u
         self.V = u.function_space
+        self.observed = self.V
+        for i in [observed] if isinstance(observed, int) else observed or ():
+            self.observed = self.observed.sub(i)
 
     @property
     def comm(self) -> MPI.Comm:
@@ -123,7 +168,8 @@ class PhysicalModel(nn.Module):
         """Solve the PDE at the current θ.
 
         Returns:
-            Owned dof values of u, (n_owned,), differentiable in θ (vjp: one adjoint solve; jvp: one tangent solve).
+            Owned dof values of u, (n_owned,), differentiable in θ (vjp: one adjoint solve; jvp: one tangent solve; twice:
+            one tangent and two adjoint solves).
 
         Raises:
             CoefficientError: see `coefficient_values`.  SolveError: no convergence.  Both on all ranks; u is as before.
@@ -132,11 +178,99 @@ class PhysicalModel(nn.Module):
 
     def forward(self, points: Points) -> Tensor:
         """Solve, and evaluate at points: values at the points owned here, (n,) or (n, value_size)."""
-        return points.evaluate(self.solve(), self.V)
+        return points.evaluate(self.solve(), self.observed)
+
+    def solve_batch(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Solve at many θ.
+
+        Args:
+            theta: Parameters by their names in `named_parameters()`, each with a leading batch dimension, (batch, *shape).
+                A parameter that is not named keeps its value.  Differentiable in them.
+
+        Returns:
+            (batch, n_owned).
+
+        Raises:
+            ValueError: an unknown name, a wrong shape, or batches of different lengths; on all ranks.
+        """
+        with agreed(self.comm):
+            n = _batch_size(theta, dict(self.named_parameters()))
+        return torch.stack([torch.func.functional_call(_Solve(self), _item(theta, k), ()) for k in range(n)])
+
+    def solve_scenarios(self, scenarios: Sequence[Scenario]) -> Tensor:
+        """Solve at one θ for several loads and boundary values; see `Scenario`.
+
+        Returns:
+            (n_scenarios, n_owned), differentiable once in θ.  Where no scenario changes the operator (an affine problem), it is
+            factorised once, and all scenarios are solved for together, forward and adjoint.
+        """
+        with agreed(self.comm):
+            if not scenarios:
+                raise ValueError("there is no scenario to solve for")
+            settings = [scenario.settings(self._functions) for scenario in scenarios]
+        return solve_many(self.solver, settings, *self.coefficient_values())
+
+    def jacobian(self, points: Points) -> Jacobian:
+        """Solve, and differentiate the values at points by all parameters θ; no graph is kept.
+
+        By a block of tangent solves for all parameters at once, or by adjoints where there are fewer observations than
+        parameters, or where a parameter is a field; `Jacobian.method` says which.  A parameter that the observations do not
+        depend on has a column of zeros, and a warning.
+        """
+        with torch.no_grad():
+            self.solve()
+        trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        found = jacobian(
+            self.solver, self.solver.state, list(self.coefficients.values()), self._x, trainable, points, self.observed
+        )
+        scale = max_over_ranks(
+            self.comm, [float(np.abs(found.matrix[:, s]).max(initial=0.0)) for s in found.columns.values()]
+        )
+        for name, largest in zip(found.columns, scale, strict=True):
+            if largest == 0.0:
+                warnings.warn(f"the observations do not depend on the parameter '{name}'", stacklevel=2)
+        return found
+
+    @property
+    def description(self) -> str:
+        """One line: size, symmetry, and the solver in use."""
+        return self.solver.description
 
     def close(self) -> None:
         """Destroy the PETSc solvers now, on all ranks together, instead of when Python gets to it."""
         self.solver.close()
+
+
+class _Solve(nn.Module):
+    """model.solve() as the forward of a module with the model's parameters under their own names."""
+
+    def __init__(self, model: PhysicalModel) -> None:
+        super().__init__()
+        self.coefficients = model.coefficients
+        # Not as a sub-module, which would give the parameters second names.
+        object.__setattr__(self, "_model", model)
+
+    def forward(self) -> Tensor:
+        return self._model.solve()  # type: ignore[operator, union-attr]
+
+
+def _batch_size(theta: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> int:
+    for name, values in theta.items():
+        if name not in parameters:
+            raise ValueError(f"there is no parameter '{name}'; the model has {sorted(parameters)}")
+        shape = tuple(parameters[name].shape)
+        if values.ndim != len(shape) + 1 or tuple(values.shape[1:]) != shape:
+            raise ValueError(
+                f"a batch of '{name}' needs the shape (batch{''.join(f', {k}' for k in shape)}), not {tuple(values.shape)}"
+            )
+    lengths = {name: len(values) for name, values in theta.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"a batch needs one length for all parameters, not {lengths or 'none'}")
+    return next(iter(lengths.values()))
+
+
+def _item(theta: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    return {name: values[k] for name, values in theta.items()}
 
 
 def _names(coefficients: Mapping[fem.Function, nn.Module]) -> list[str]:
@@ -172,7 +306,7 @@ def _checked(value: Tensor, m: fem.Function, name: str, x: Tensor, positive: boo
             f"the module of the coefficient '{name}' returned shape {tuple(value.shape)} for {len(x)} dof points with "
             f"{n // max(len(x), 1)} values each"
         )
-    array = value.detach().numpy()
+    array = as_array(value)
     # One reduction each in the good case: the minimum is NaN where any value is.
     low = array.min(initial=np.inf)
     if not (low > (0.0 if positive else -np.inf) and array.max(initial=-np.inf) < np.inf):

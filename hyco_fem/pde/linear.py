@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from petsc4py import PETSc
 
@@ -14,14 +14,14 @@ Options = Mapping[str, object]
 # Prefixes must be equal on all ranks, so they come from a counter and not from id().
 _prefixes = itertools.count()
 
-# Below this many dofs PETSc's own sequential LU is faster than MUMPS.
-_SMALL = 2000
-
 # ‖A x‖ / (‖A‖ ‖x‖) under which A counts as singular: rounding gives 1e-16 for a null vector, while a
 # regular Poisson matrix with a million dofs and a contrast of 10⁶ stays above 1e-13.
 _SINGULAR = 1e-14
 
-_REASONS = {
+# Right-hand sides that are solved for at once: enough for the BLAS, few enough for the memory.
+_BLOCK = 32
+
+LINEAR_REASONS = {
     value: name
     for name, value in vars(PETSc.KSP.ConvergedReason).items()
     if isinstance(value, int) and not name.startswith("_")
@@ -30,15 +30,6 @@ _REASONS = {
 
 class SolveError(RuntimeError):
     """A solve that did not converge, or a matrix that cannot be solved with."""
-
-
-def default_options(size: int, ranks: int) -> dict[str, object]:
-    """Options of a direct solve for a matrix of `size` rows on `ranks` ranks."""
-    options: dict[str, object] = {"ksp_type": "preonly", "pc_type": "lu"}
-    if ranks > 1 or size > _SMALL:
-        # 50 % more workspace than MUMPS estimates: its default of 20 % can be too little in parallel.
-        options |= {"pc_factor_mat_solver_type": "mumps", "mat_mumps_icntl_14": 50}
-    return options
 
 
 class OptionSet:
@@ -69,19 +60,30 @@ class LinearSolver:
 
     Args:
         A: Assembled-in-place square matrix.  Kept, and destroyed by `close`.
-        options: PETSc options of the solver, without prefix; by default a direct solve.
+        options: PETSc options of the solver, without prefix.
         transpose_options: Options for solves with the transpose; by default the same solver and factors.
+        symmetric: Whether A is symmetric whatever its entries; solves with the transpose are then solves with A.
+        warm_start: Whether iterative solves start from what the solution vector holds.
         what: A name for error messages.
     """
 
     def __init__(
-        self, A: PETSc.Mat, options: Options | None, transpose_options: Options | None = None, what: str = "u"
+        self,
+        A: PETSc.Mat,
+        options: Options,
+        transpose_options: Options | None = None,
+        *,
+        symmetric: bool = False,
+        warm_start: bool = False,
+        what: str = "u",
     ) -> None:
         self.A = A
         self.what = what
-        size = A.getSize()[0]
-        chosen = default_options(size, A.comm.size) if options is None else dict(options)
-        self._options = OptionSet(chosen)
+        self.symmetric = symmetric
+        if symmetric:
+            A.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        self._warm_start = warm_start
+        self._options = OptionSet(options)
         self.ksp = self._create(self._options)
         self._transposed = self.ksp
         self._transpose_options = self._options
@@ -97,7 +99,14 @@ class LinearSolver:
         ksp.setOptionsPrefix(options.prefix)
         with options:
             ksp.setFromOptions()
+        if self._warm_start and ksp.getType() != "preonly":
+            ksp.setInitialGuessNonzero(True)
         return ksp
+
+    @property
+    def direct(self) -> bool:
+        """Whether a solve is one pair of triangular solves."""
+        return self.ksp.getType() == "preonly"
 
     def factorise(self) -> None:
         """Take the entries of A as they are now.  On first use, refuse a matrix that is singular.
@@ -116,13 +125,15 @@ class LinearSolver:
                 with self._options:
                     self.ksp.setUp()
         except PETSc.Error as error:
-            raise SolveError(self._singular_message("its factorisation failed")) from error
+            raise SolveError(self._factor_message(str(error))) from error
         if not self._checked:
             self._refuse_singular()
             self._checked = True
             if self._transposed is not self.ksp:
                 with self._transpose_options:
                     self._transposed.setUp()
+
+    # -- one right-hand side -------------------------------------------------------------------------------
 
     def solve(self, b: PETSc.Vec, x: PETSc.Vec) -> None:
         """x = A⁻¹ b, with x as the initial guess where the solver uses one.
@@ -134,9 +145,10 @@ class LinearSolver:
 
     def solve_transpose(self, b: PETSc.Vec, x: PETSc.Vec) -> None:
         """x = A⁻ᵀ b, on the factors of the forward solve.  Raises as `solve`."""
-        self._run(self._transposed, self._transposed.solveTranspose, b, x)
+        ksp = self._transposed
+        self._run(ksp, ksp.solve if self.symmetric else ksp.solveTranspose, b, x)
 
-    def _run(self, ksp: PETSc.KSP, solve, b: PETSc.Vec, x: PETSc.Vec) -> None:  # type: ignore[no-untyped-def]
+    def _run(self, ksp: PETSc.KSP, solve: Callable[[PETSc.Vec, PETSc.Vec], None], b: PETSc.Vec, x: PETSc.Vec) -> None:
         try:
             solve(b, x)
         except PETSc.Error as error:
@@ -144,12 +156,66 @@ class LinearSolver:
         reason = ksp.getConvergedReason()
         if reason <= 0:
             raise SolveError(
-                f"the linear solve for '{self.what}' did not converge: {_REASONS.get(reason, reason)} after "
-                f"{ksp.getIterationNumber()} iterations (residual {ksp.getResidualNorm():.2e}); raise ksp_max_it, "
-                "loosen ksp_rtol or choose another solver with petsc_options"
+                f"the linear solve for '{self.what}' did not converge: {LINEAR_REASONS.get(reason, reason)} after "
+                f"{ksp.getIterationNumber()} iterations (residual {ksp.getResidualNorm():.2e}); {_remedy(reason)}"
             )
         if not np.isfinite(x.norm()):
             raise SolveError(f"the linear solve for '{self.what}' gave a solution that is not finite")
+
+    # -- many right-hand sides -----------------------------------------------------------------------------
+
+    def solve_block(self, b: np.ndarray, *, transpose: bool = False) -> np.ndarray:
+        """A⁻¹ b (or A⁻ᵀ b) for all columns of b at once, on the factors at hand.
+
+        Args:
+            b: Owned rows, (n_owned, k); k is the same on every rank.
+
+        Returns:
+            Owned rows of the solutions, (n_owned, k).
+
+        Raises:
+            SolveError: as `solve`.
+        """
+        out = np.empty_like(b, order="F")
+        # PETSc has no block solve with the transpose of factors, only with those of a symmetric matrix themselves.
+        if self.direct and (not transpose or (self.symmetric and self._transposed is self.ksp)):
+            for start in range(0, b.shape[1], _BLOCK):
+                part = slice(start, start + _BLOCK)
+                out[:, part] = self._matrix_solve(b[:, part])
+            return out
+        rhs, x = self.A.createVecs()
+        try:
+            for k in range(b.shape[1]):
+                rhs.array[:] = b[:, k]
+                x.set(0.0)
+                (self.solve_transpose if transpose else self.solve)(rhs, x)
+                out[:, k] = x.array_r
+        finally:
+            rhs.destroy()
+            x.destroy()
+        return out
+
+    def _matrix_solve(self, b: np.ndarray) -> np.ndarray:
+        rows, columns = self.A.getSizes()[0], (None, b.shape[1])
+        B = PETSc.Mat().createDense((rows, columns), array=np.asfortranarray(b), comm=self.A.comm)
+        X = PETSc.Mat().createDense((rows, columns), comm=self.A.comm)
+        try:
+            X.setUp()
+            B.assemble()
+            X.assemble()
+            self.ksp.matSolve(B, X)
+            found = np.array(X.getDenseArray(readonly=True), order="F")
+        except PETSc.Error as error:
+            raise SolveError(f"the linear solves for '{self.what}' failed in PETSc: {error}") from error
+        finally:
+            B.destroy()
+            X.destroy()
+        # The sum is NaN on all ranks or on none.
+        if not np.isfinite(self.A.comm.tompi4py().allreduce(float(found.sum()))):
+            raise SolveError(f"the linear solves for '{self.what}' gave solutions that are not finite")
+        return found
+
+    # -- singular matrices ---------------------------------------------------------------------------------
 
     def _refuse_singular(self) -> None:
         """Look for a null vector: the constants always, and one inverse iteration where the solver is direct."""
@@ -163,13 +229,13 @@ class LinearSolver:
                 x.set(0.0)
                 x.array[component::blocks] = 1.0
                 self._check_vector(x, y, norm_A)
-            if self.ksp.getType() == "preonly":
+            if self.direct:
                 x.set(1.0)
                 for _ in range(2):
                     self.ksp.solve(x, y)
                     norm = y.norm()
                     if self.ksp.getConvergedReason() <= 0 or not np.isfinite(norm) or norm == 0.0:
-                        raise SolveError(self._singular_message("its factorisation failed"))
+                        raise SolveError(self._factor_message(""))
                     y.copy(x)
                     x.scale(1.0 / norm)
                 self._check_vector(x, y, norm_A)
@@ -182,10 +248,22 @@ class LinearSolver:
         if y.norm() <= _SINGULAR * norm_A * x.norm():
             raise SolveError(self._singular_message("it has a null vector"))
 
+    def _factor_message(self, detail: str) -> str:
+        """PETSc's Cholesky and ICC factorisations want a definite matrix: then that is the likelier reason."""
+        pc = self.ksp.getPC()
+        if pc.getType() in ("cholesky", "icc") and pc.getFactorSolverType() != "mumps":
+            return (
+                f"the Cholesky factorisation of the matrix for '{self.what}' failed: the matrix is indefinite, or "
+                "singular; an indefinite one needs petsc_options={'ksp_type': 'preonly', 'pc_type': 'lu'} (or "
+                "'cholesky' with 'pc_factor_mat_solver_type': 'mumps', which pivots)"
+            )
+        return self._singular_message(f"its factorisation failed{': ' + detail if detail else ''}")
+
     def _singular_message(self, why: str) -> str:
         return (
             f"the matrix for '{self.what}' is singular ({why}): the form and its boundary conditions do not fix "
-            "the solution; add a Dirichlet condition (bcs=[…]), a Robin term, or a reaction term"
+            "the solution; add a Dirichlet condition (bcs=[…]), a Robin term, or a reaction term (for the pressure of a "
+            "flow enclosed by walls: fix it at one point)"
         )
 
     def close(self) -> None:
@@ -194,3 +272,20 @@ class LinearSolver:
             self._transposed.destroy()
         self.ksp.destroy()
         self.A.destroy()
+
+
+def _remedy(reason: int) -> str:
+    kinds = PETSc.KSP.ConvergedReason
+    if reason in (kinds.DIVERGED_INDEFINITE_MAT, kinds.DIVERGED_INDEFINITE_PC):
+        return (
+            "the matrix or the preconditioner is indefinite, which this method does not allow; use petsc_options="
+            "{'ksp_type': 'minres', …} with a definite preconditioner, 'gmres', or a direct solve ({'ksp_type': "
+            "'preonly', 'pc_type': 'lu'})"
+        )
+    if reason == kinds.DIVERGED_PCSETUP_FAILED:
+        return (
+            "the preconditioner or factorisation could not be set up: the matrix is singular, or indefinite under a "
+            "Cholesky factorisation; use petsc_options={'ksp_type': 'preonly', 'pc_type': 'lu'}, or add what fixes "
+            "the solution (bcs=[…], a reaction term)"
+        )
+    return "raise ksp_max_it, loosen ksp_rtol or choose another solver with petsc_options"

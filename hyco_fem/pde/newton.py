@@ -7,7 +7,7 @@ from petsc4py import PETSc
 from dolfinx import fem, la
 from dolfinx.fem import petsc as fem_petsc
 
-from hyco_fem.pde.linear import Options, OptionSet, SolveError, default_options
+from hyco_fem.pde.linear import LINEAR_REASONS, Options, OptionSet, SolveError
 
 _REASONS = {
     value: name
@@ -31,8 +31,7 @@ class NewtonSolver:
     Args:
         F, J: Compiled residual and Jacobian.  A: matrix for J, reassembled here.  u: unknown, start and result.
         bcs: Dirichlet conditions.  b: Function of the space of u for the residual.
-        options: PETSc options without prefix; those of SNES override the defaults, those of KSP and PC replace
-            the direct solve.
+        options: PETSc options without prefix: of the linear solves, and of SNES where they are to override the defaults.
     """
 
     def __init__(
@@ -43,12 +42,8 @@ class NewtonSolver:
         u: fem.Function,
         bcs: list[fem.DirichletBC],
         b: fem.Function,
-        options: Options | None,
+        options: Options,
     ) -> None:
-        given = dict(options or {})
-        newton = {k: v for k, v in given.items() if k.startswith("snes_")}
-        rest = {k: v for k, v in given.items() if not k.startswith("snes_")}
-        self.linear_options: Options = rest or default_options(A.getSize()[0], A.comm.size)
         self.u = u
         # The callbacks know forms and vectors, but neither the SNES nor this object: no reference cycle, so
         # PETSc objects never wait for the garbage collector, whose timing differs between ranks.
@@ -80,10 +75,11 @@ class NewtonSolver:
         self.snes = PETSc.SNES().create(A.comm)
         self.snes.setFunction(residual, self._r)
         self.snes.setJacobian(jacobian, A, A)
-        self._options = OptionSet({**_DEFAULTS, **self.linear_options, **newton})
+        self._options = OptionSet({**_DEFAULTS, **options})
         self.snes.setOptionsPrefix(self._options.prefix)
         with self._options:
             self.snes.setFromOptions()
+        self.snes.setConvergenceHistory()
         self.iterations = 0
 
     def solve(self) -> None:
@@ -99,10 +95,11 @@ class NewtonSolver:
         self.iterations = self.snes.getIterationNumber()
         if reason <= 0:
             linear = self.snes.ksp.getConvergedReason()
+            last = ", ".join(f"{r:.2e}" for r in self.snes.getConvergenceHistory()[0][-4:])
             raise SolveError(
                 f"the nonlinear solve for '{self.u.name}' did not converge: {_REASONS.get(reason, reason)} after "
-                f"{self.iterations} iterations (residual {self.snes.getFunctionNorm():.2e}, last linear solve "
-                f"{linear}); start nearer (the values of '{self.u.name}' when the model is built), raise "
+                f"{self.iterations} iterations (last residuals {last}; last linear solve: "
+                f"{LINEAR_REASONS.get(linear, linear)}); start nearer (the values of '{self.u.name}' when the model is built), raise "
                 "snes_max_it or change snes_linesearch_type with petsc_options"
             )
         x.copy(self.u.x.petsc_vec)

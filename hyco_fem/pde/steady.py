@@ -1,12 +1,16 @@
-"""A steady problem F(u, m; v) = 0: forward, tangent and adjoint solves.  NumPy and PETSc only.
+"""A steady problem F(u, m; v) = 0: forward, tangent, adjoint and second-order solves.  NumPy and PETSc only.
 
-Forms are compiled once, when the solver is built; matrices are reassembled in place.  Everything is distributed:
-arrays hold the owned dofs of this rank, and every method is collective.
+Forms are compiled once; matrices are reassembled in place.  Everything is distributed: arrays hold the owned dofs of
+this rank, and every method is collective.
 
 With A = ∂F/∂u at the solution, rows and columns of Dirichlet dofs cleared:
 
-    tangent:   A δu = −Σ_k (∂F/∂m_k) δm_k
-    adjoint:   Aᵀ λ = ū (zero on Dirichlet dofs),   m̄_k = −(∂F/∂m_k)ᵀ λ
+    tangent:        A δu = −Σ_k (∂F/∂m_k) δm_k
+    adjoint:        Aᵀ λ = ū (zero on Dirichlet dofs),   m̄_k = −(∂F/∂m_k)ᵀ λ
+    second order:   the adjoint equations once more, differentiated along (δm, δu):
+                    Aᵀ δλ = δū − δ(∂L/∂u),   δm̄_k = −(∂F/∂m_k)ᵀ δλ − δ(∂L/∂m_k)      (derivatives.py)
+
+Coefficients may be boundary values too (dirichlet.py).
 """
 
 from __future__ import annotations
@@ -17,8 +21,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from petsc4py import PETSc
-
 import numpy as np
 import ufl
 from dolfinx import fem, la
@@ -26,43 +28,57 @@ from dolfinx.fem import petsc as fem_petsc
 from ufl.algorithms import expand_derivatives
 from ufl.algorithms.analysis import extract_coefficients, extract_constants
 
+from hyco_fem.pde import check
+from hyco_fem.pde.choice import announce, check_memory, default_options, describe
+from hyco_fem.pde.derivatives import Derivatives
+from hyco_fem.pde.dirichlet import Trace, fixed_dofs
 from hyco_fem.pde.linear import LinearSolver, Options, SolveError
 from hyco_fem.pde.newton import NewtonSolver
+from hyco_fem.pde.traits import near_null_space, traits_of
+from hyco_fem.pde.vectors import owned, set_owned
 
 # Other ranks wait for rank 0's compiler; the default of ten seconds is too short on a loaded node.
 _JIT_TIMEOUT = {"timeout": 600}
+
+Values = Sequence[np.ndarray]
+Input = fem.Function | fem.Constant
 
 
 @dataclass(frozen=True)
 class State:
     """Where a forward solve was made: all that its tangents and adjoints need, as arrays.
 
-    stamp: number of the forward solve; u, functions: local (owned and ghost) values; constants: values of the
-    Constants of the form.
+    matrix: number of the matrix of this solve; solves with the same number share its factors.  u, functions: local
+    (owned and ghost) values; constants: values of the Constants of the form.
     """
 
-    stamp: int
+    matrix: int
     u: np.ndarray
     functions: tuple[np.ndarray, ...]
     constants: tuple[np.ndarray, ...]
 
 
 class SteadySolver:
-    """Solver of F(u, m; v) = 0 for u, as a map m ↦ u with tangent and adjoint.
+    """Solver of F(u, m; v) = 0 for u, as a map m ↦ u with tangent, adjoint and second derivative.
 
     Args:
         F: Residual, a UFL form with one test function v, linear in v.  Affine in u: one linear solve (KSP);
             otherwise Newton with line search (SNES).
         u: The unknown, a Function in F.  It holds the last solution, and at construction Newton's start.
-        bcs: Dirichlet conditions.  Their values may change between solves; they may not be a coefficient.
-        coefficients: The Functions m_k of F by which the solution is differentiated.
-        petsc_options: PETSc options without prefix, by default a direct solve (and SNES defaults).
+        bcs: Dirichlet conditions.  Their values may change between solves.
+        coefficients: The Functions m_k by which the solution is differentiated: of F, or values of `bcs`.
+        petsc_options: PETSc options without prefix; by default a solver chosen by size and symmetry.
         adjoint_petsc_options: Options for the adjoint; by default the forward solver and its factors.
         warm_start: Start an iterative or Newton solve from the last solution instead of the first start.
         form_compiler_options, jit_options: Passed on to `dolfinx.fem.form`.
 
+    Attributes:
+        affine: whether F is affine in u.  traits: of the matrix.  description: one line that names the solver.
+        counts: solves made, by kind.
+
     Raises:
         ValueError: the form does not fit the arguments.  TypeError: an argument of the wrong kind.
+        SolveError: a direct solve needs more memory than there is.
     """
 
     def __init__(
@@ -84,39 +100,57 @@ class SteadySolver:
         self.comm = self.V.mesh.comm
         self._compiler = form_compiler_options
         self._jit = {**_JIT_TIMEOUT, **(jit_options or {})}
-        self._check()
+        check.arguments(F, u, self.bcs, self.coefficients)
         self._functions = [f for f in extract_coefficients(F) if f is not u]
         self._constants = list(extract_constants(F))
         self._start = u.x.array.copy()
         self._warm_start = warm_start
 
         jacobian = expand_derivatives(ufl.derivative(F, u))
-        self.affine = u not in extract_coefficients(jacobian)
+        matrix_inputs = extract_coefficients(jacobian)
+        self.affine = u not in matrix_inputs
+        self._matrix_inputs = [*matrix_inputs, *extract_constants(jacobian)]
         self._J = self._compile(jacobian)
         A = fem_petsc.create_matrix(self._J)
         self._b, self._lambda, self._du = (fem.Function(self.V) for _ in range(3))
         # F(u) = J u + F(0) where F is affine, so the right-hand side is −F with zero put in for u.
         at_zero = expand_derivatives(ufl.replace(expand_derivatives(F), {u: ufl.zero(u.ufl_shape)}))
         self._load = _Load(self._compile(-at_zero), at_zero) if self.affine and not at_zero.empty() else None
+
+        self.traits = traits_of(A, self._J, self.bcs, [u, *self._functions], self._constants, self.V)
+        given = dict(petsc_options or {})
+        linear = {k: v for k, v in given.items() if not k.startswith("snes_")}
+        options = linear or default_options(self.traits)
+        self.description = describe(options, self.traits, u.name, chosen=not linear)
+        announce(self.comm, self.description)
+        check_memory(self.comm, options, self.traits, u.name)
+        near_null_space(A, self.V)
+        self.linear = LinearSolver(
+            A,
+            options,
+            adjoint_petsc_options,
+            symmetric=self.traits.symmetric,
+            warm_start=warm_start,
+            what=u.name,
+        )
         self.newton: NewtonSolver | None = None
-        linear_options = petsc_options
         if not self.affine:
-            self.newton = NewtonSolver(self._compile(F), self._J, A, u, self.bcs, self._b, petsc_options)
-            linear_options = self.newton.linear_options
-        self.linear = LinearSolver(A, linear_options, adjoint_petsc_options, what=u.name)
-        # (∂F/∂m_k)ᵀ λ: F is linear in v, so F(u, m; λ) is a functional whose gradient in m_k is wanted.
-        functional = ufl.replace(F, {F.arguments()[0]: self._lambda})
-        self._adjoint_forms = [
-            self._compile(ufl.derivative(functional, m, ufl.TestFunction(m.function_space))) for m in self.coefficients
+            newton = {k: v for k, v in given.items() if k.startswith("snes_")}
+            self.newton = NewtonSolver(self._compile(F), self._J, A, u, self.bcs, self._b, {**options, **newton})
+
+        self.derivatives = Derivatives(F, u, self.coefficients, self._compile)
+        if self.coefficients:
+            _ = self.derivatives.gradient_forms  # compiled now: whoever has coefficients wants adjoints
+        self._traces = [
+            Trace(m, self.V, self.bcs) if check.is_boundary_value(self.bcs, m) else None for m in coefficients
         ]
-        self._adjoint_out = [fem.Function(m.function_space) for m in self.coefficients]
-        self._fixed = self._fixed_dofs()
+        self._fixed = fixed_dofs(self.bcs)
         self._state: State | None = None
         self._factors_of = -1
-        self._solves = 0
+        self._matrices = 0
         self.counts = {"forward": 0, "tangent": 0, "adjoint": 0}
 
-    # -- public --------------------------------------------------------------------------------------------
+    # -- forward -------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
@@ -125,7 +159,7 @@ class SteadySolver:
             raise RuntimeError("no forward solve has been made yet")
         return self._state
 
-    def forward(self, values: Sequence[np.ndarray]) -> np.ndarray:
+    def forward(self, values: Values) -> np.ndarray:
         """Solve for u at the given owned coefficient values.
 
         Args:
@@ -137,46 +171,80 @@ class SteadySolver:
         Raises:
             SolveError: no convergence, or a singular matrix; u and the coefficients are as before.
         """
-        before = [f.x.array.copy() for f in (self.u, *self.coefficients)]
-        try:
-            for m, value in zip(self.coefficients, values, strict=True):
-                set_owned(m, value)
-            if self.affine:
-                self._solve_affine()
+        with self._restored_on_error():
+            self._set(values)
+            if self.newton is None:
+                self._new_matrix()
+                self._assemble_load()
+                if not self._warm_start:
+                    self.u.x.array[:] = self._start
+                self.linear.solve(self._b.x.petsc_vec, self.u.x.petsc_vec)
             else:
-                self._solve_newton()
-        except SolveError:
-            for f, array in zip((self.u, *self.coefficients), before, strict=True):
-                f.x.array[:] = array
-            self._factors_of = -1
-            raise
-        self._solves += 1
+                if not self._warm_start:
+                    self.u.x.array[:] = self._start
+                self._matrices += 1
+                self._factors_of = -1  # Newton leaves the matrix of its last but one iterate
+                self.newton.solve()
+            self.u.x.scatter_forward()
         self.counts["forward"] += 1
-        self._factors_of = self._solves if self.affine else -1
-        self._state = State(
-            self._solves,
-            self.u.x.array.copy(),
-            tuple(f.x.array.copy() for f in self._functions),
-            tuple(np.array(c.value, copy=True) for c in self._constants),
-        )
+        self._state = self._here()
         return owned(self.u).copy()
+
+    def forward_many(
+        self, values: Values, scenarios: Sequence[Sequence[tuple[Input, Any]]]
+    ) -> tuple[np.ndarray, list[State]]:
+        """Solve for several settings of loads and boundary values at the same coefficient values.
+
+        Args:
+            values: As for `forward`.
+            scenarios: For each scenario, pairs (Function or Constant, owned or constant values) to put in; what a
+                scenario does not name keeps its present value.  Where none of them enters the matrix it is factorised
+                once, and all right-hand sides are solved for together.
+
+        Returns:
+            Owned solutions (n_scenarios, n_owned), and the state of each.
+
+        Collective.  The named Functions and Constants are as before afterwards; u holds the last solution.
+        """
+        inputs = list({id(f): f for scenario in scenarios for f, _ in scenario}.values())
+        before = [_values(f).copy() for f in inputs]
+        shared = self.affine and not any(f is g for f in inputs for g in self._matrix_inputs)
+        try:
+            if not shared:
+                rows, states = [], []
+                for scenario in scenarios:
+                    self._put_inputs(inputs, before, scenario)
+                    rows.append(self.forward(values))
+                    states.append(self.state)
+                return np.stack(rows), states
+            with self._restored_on_error():
+                self._set(values)
+                self._new_matrix()
+                loads = np.empty((len(owned(self._b)), len(scenarios)), order="F")
+                kept = []
+                for s, scenario in enumerate(scenarios):
+                    self._put_inputs(inputs, before, scenario)
+                    self._assemble_load()
+                    loads[:, s] = owned(self._b)
+                    kept.append(self._here())
+                solutions = self.linear.solve_block(loads)
+                states = []
+                for s, state in enumerate(kept):
+                    set_owned(self.u, solutions[:, s])
+                    states.append(State(state.matrix, self.u.x.array.copy(), state.functions, state.constants))
+            self.counts["forward"] += len(scenarios)
+            self._state = states[-1]
+            return np.ascontiguousarray(solutions.T), states
+        finally:
+            self._put_inputs(inputs, before, ())
+
+    # -- first derivatives ---------------------------------------------------------------------------------
 
     def tangent(self, state: State, directions: Sequence[np.ndarray | None]) -> np.ndarray:
         """δu for changes δm_k (None: zero) of the coefficients at `state`; owned values, (n_owned,)."""
         with self._at(state):
-            rhs = self._b
-            rhs.x.array[:] = 0.0
-            for form, dm, direction in zip(self._tangent_forms, self._tangent_in, directions, strict=True):
-                if direction is not None:
-                    set_owned(dm, direction)
-                    fem.assemble_vector(rhs.x.array, form)
-            rhs.x.scatter_reverse(la.InsertMode.add)
-            rhs.x.array[:] *= -1.0
-            rhs.x.array[self._fixed] = 0.0
-            self._du.x.array[:] = 0.0
-            self.linear.solve(rhs.x.petsc_vec, self._du.x.petsc_vec)
-        self.counts["tangent"] += 1
-        return owned(self._du).copy()
+            self._put_directions(directions)
+            return self._tangent(directions).copy()
 
     def adjoint(
         self, state: State, gradient: np.ndarray, wanted: Sequence[bool] | None = None
@@ -190,57 +258,247 @@ class SteadySolver:
         Returns:
             For each coefficient the owned values of m̄_k.
         """
-        wanted = [True] * len(self.coefficients) if wanted is None else wanted
-        out: list[np.ndarray | None] = [None] * len(self.coefficients)
         with self._at(state):
-            rhs = self._b
-            owned(rhs)[:] = gradient
-            rhs.x.array[self._fixed] = 0.0
-            self._lambda.x.array[:] = 0.0
-            self.linear.solve_transpose(rhs.x.petsc_vec, self._lambda.x.petsc_vec)
-            self._lambda.x.scatter_forward()
-            for k, (form, target) in enumerate(zip(self._adjoint_forms, self._adjoint_out, strict=True)):
-                if wanted[k]:
-                    target.x.array[:] = 0.0
-                    fem.assemble_vector(target.x.array, form)
-                    target.x.scatter_reverse(la.InsertMode.add)
-                    out[k] = -owned(target)
-        self.counts["adjoint"] += 1
+            self._adjoint(gradient)
+            return self._gradients(gradient, self._all(wanted))
+
+    def adjoint_many(
+        self, states: Sequence[State], gradients: np.ndarray, wanted: Sequence[bool] | None = None
+    ) -> list[np.ndarray | None]:
+        """The sum over states of `adjoint(states[s], gradients[s])`; one block of solves where they share a matrix.
+
+        Args:
+            gradients: (n_states, n_owned).
+        """
+        wanted = self._all(wanted)
+        total: list[np.ndarray | None] = [None] * len(wanted)
+        shared = len({state.matrix for state in states}) == 1 < len(states)
+        multipliers = None
+        if shared:
+            with self._at(states[0]):
+                rhs = np.asfortranarray(gradients.T)
+                rhs[self._fixed_owned] = 0.0
+                multipliers = self.linear.solve_block(rhs, transpose=True)
+                self.counts["adjoint"] += len(states)
+        for s, state in enumerate(states):
+            with self._at(state):
+                if multipliers is None:
+                    self._adjoint(gradients[s])
+                else:
+                    set_owned(self._lambda, multipliers[:, s])
+                for k, part in enumerate(self._gradients(gradients[s], wanted)):
+                    if part is not None:
+                        total[k] = part if total[k] is None else total[k] + part
+        return total
+
+    # -- blocks of first derivatives -----------------------------------------------------------------------
+
+    def tangent_block(self, state: State, directions: Sequence[np.ndarray | None]) -> np.ndarray:
+        """δu for many directions at once, (n_owned, p): `directions[k]` holds p changes of m_k, (n_owned_k, p)."""
+        p = next(d.shape[1] for d in directions if d is not None)
+        with self._at(state):
+            rhs = np.zeros((len(owned(self._b)), p), order="F")
+            lifted = np.zeros_like(rhs)
+            for k, (trace, M) in enumerate(zip(self._traces, directions, strict=True)):
+                if M is None:
+                    continue
+                C = self.derivatives.matrix(k)
+                if C is not None:
+                    _subtract_products(C, M, rhs)
+                if trace is not None:
+                    dm = fem.Function(self.coefficients[k].function_space)
+                    for j in range(p):
+                        set_owned(dm, M[:, j])
+                        trace.lift(dm.x.array, lifted[:, j])
+            if any(trace is not None for trace in self._traces):
+                _subtract_products(self.derivatives.matrix_u(), lifted, rhs)
+            rhs[self._fixed_owned] = lifted[self._fixed_owned]
+            found = self.linear.solve_block(rhs)
+        self.counts["tangent"] += p
+        return found
+
+    def adjoint_block(
+        self, state: State, gradients: np.ndarray, wanted: Sequence[bool] | None = None
+    ) -> list[np.ndarray | None]:
+        """`adjoint` for many functionals at once: gradients (n_owned, r) ↦ for each coefficient (n_owned_k, r)."""
+        wanted = self._all(wanted)
+        out: list[np.ndarray | None] = [None] * len(wanted)
+        with self._at(state):
+            rhs = np.array(gradients, order="F")
+            rhs[self._fixed_owned] = 0.0
+            multipliers = self.linear.solve_block(rhs, transpose=True)
+            self.counts["adjoint"] += gradients.shape[1]
+            for k, m in enumerate(self.coefficients):
+                if not wanted[k]:
+                    continue
+                found = np.zeros((len(owned(m)), gradients.shape[1]), order="F")
+                C = self.derivatives.matrix(k)
+                if C is not None:
+                    _subtract_products(C, multipliers, found, transpose=True)
+                trace = self._traces[k]
+                if trace is not None:
+                    rest = np.array(gradients, order="F")
+                    _subtract_products(self.derivatives.matrix_u(), multipliers, rest, transpose=True)
+                    part = fem.Function(m.function_space)
+                    for j in range(gradients.shape[1]):
+                        part.x.array[:] = 0.0
+                        trace.add_transpose(rest[:, j], part.x.array)
+                        part.x.scatter_reverse(la.InsertMode.add)
+                        found[:, j] += owned(part)
+                out[k] = found
         return out
+
+    # -- second derivatives --------------------------------------------------------------------------------
+
+    def second(
+        self,
+        state: State,
+        gradient: np.ndarray,
+        directions: Sequence[np.ndarray | None],
+        gradient_direction: np.ndarray | None = None,
+        wanted: Sequence[bool] | None = None,
+    ) -> tuple[np.ndarray, list[np.ndarray | None]]:
+        """The derivative of `adjoint(state, ū)` along changes δm of the coefficients and δū of the gradient.
+
+        Args:
+            gradient: ū, (n_owned,).  directions: δm_k, None for zero.  gradient_direction: δū, None for zero.
+            wanted: Of which coefficients.
+
+        Returns:
+            δu, (n_owned,), and δm̄_k for each coefficient.  One tangent and two adjoint solves.
+        """
+        wanted = self._all(wanted)
+        D = self.derivatives
+        with self._at(state):
+            self._adjoint(gradient)
+            set_owned(D.multiplier, owned(self._lambda))
+            self._put_directions(directions)
+            du = self._tangent(directions).copy()
+            set_owned(D.direction_u, du)
+            rest = -owned(D.second_u())
+            if gradient_direction is not None:
+                rest += gradient_direction
+            parts = [owned(D.second(k)).copy() if wanted[k] else None for k in range(len(wanted))]
+            self._adjoint(rest)
+            found = self._gradients(rest, wanted)
+            out = [None if g is None or part is None else g - part for g, part in zip(found, parts, strict=True)]
+        return du, out
 
     def close(self) -> None:
         """Destroy the PETSc solvers now, on all ranks together.  The solver cannot be used afterwards."""
         if self.newton is not None:
             self.newton.close()
+        self.derivatives.close()
         self.linear.close()
 
-    # -- solves --------------------------------------------------------------------------------------------
+    # -- parts of a solve ----------------------------------------------------------------------------------
 
-    def _assemble_matrix(self) -> None:
+    def _set(self, values: Values) -> None:
+        for m, value in zip(self.coefficients, values, strict=True):
+            set_owned(m, value)
+
+    def _new_matrix(self) -> None:
+        """Assemble and factorise at what the Functions hold now."""
+        self._factors_of = -1
         A = self.linear.A
         A.zeroEntries()
         fem_petsc.assemble_matrix(A, self._J, bcs=self.bcs)
         A.assemble()
-
-    def _solve_affine(self) -> None:
-        self._assemble_matrix()
         self.linear.factorise()
+        self._matrices += 1
+        self._factors_of = self._matrices
+
+    def _assemble_load(self) -> None:
         b = self._b.x.petsc_vec
         self._b.x.array[:] = 0.0 if self._load is None else self._load.assembled()
         fem_petsc.apply_lifting(b, [self._J], bcs=[self.bcs])
         self._b.x.scatter_reverse(la.InsertMode.add)
         fem_petsc.set_bc(b, self.bcs)
-        if not self._warm_start:
-            self.u.x.array[:] = self._start
-        self.linear.solve(b, self.u.x.petsc_vec)
-        self.u.x.scatter_forward()
 
-    def _solve_newton(self) -> None:
-        assert self.newton is not None
+    def _put_directions(self, directions: Sequence[np.ndarray | None]) -> None:
+        for dm, direction in zip(self.derivatives.directions, directions, strict=True):
+            set_owned(dm, 0.0 if direction is None else direction)
+
+    def _tangent(self, directions: Sequence[np.ndarray | None]) -> np.ndarray:
+        """δu at the directions put in; a view of a work Function."""
+        D, rhs = self.derivatives, self._b
+        rhs.x.array[:] = 0.0
+        boundary = np.zeros(len(owned(self.u)))
+        moved = False
+        for k, direction in enumerate(directions):
+            if direction is not None:
+                D.add_tangent(k, rhs.x.array)
+                trace = self._traces[k]
+                if trace is not None:
+                    trace.lift(D.directions[k].x.array, boundary)
+        if any(trace is not None and d is not None for trace, d in zip(self._traces, directions, strict=True)):
+            moved = True
+            set_owned(D.direction_u, boundary)
+            D.add_lifting(rhs.x.array)
+        rhs.x.scatter_reverse(la.InsertMode.add)
+        owned(rhs)[:] *= -1.0
+        owned(rhs)[self._fixed_owned] = boundary[self._fixed_owned] if moved else 0.0
         if not self._warm_start:
-            self.u.x.array[:] = self._start
-        self.newton.solve()
-        self.u.x.scatter_forward()
+            self._du.x.array[:] = 0.0
+        self.linear.solve(rhs.x.petsc_vec, self._du.x.petsc_vec)
+        self.counts["tangent"] += 1
+        return owned(self._du)
+
+    def _adjoint(self, gradient: np.ndarray) -> None:
+        """λ for a gradient ū, ghosts included."""
+        rhs = self._b
+        owned(rhs)[:] = gradient
+        owned(rhs)[self._fixed_owned] = 0.0
+        if not self._warm_start:
+            self._lambda.x.array[:] = 0.0
+        self.linear.solve_transpose(rhs.x.petsc_vec, self._lambda.x.petsc_vec)
+        self._lambda.x.scatter_forward()
+        self.counts["adjoint"] += 1
+
+    def _gradients(self, gradient: np.ndarray, wanted: Sequence[bool]) -> list[np.ndarray | None]:
+        """m̄_k at the λ at hand."""
+        D = self.derivatives
+        D.multiplier.x.array[:] = self._lambda.x.array
+        out: list[np.ndarray | None] = [None] * len(wanted)
+        rest: np.ndarray | None = None
+        for k, trace in enumerate(self._traces):
+            if not wanted[k]:
+                continue
+            found = -owned(D.gradient(k))
+            if trace is not None:
+                if rest is None:
+                    rest = gradient - owned(D.gradient_u())
+                part = fem.Function(self.coefficients[k].function_space)
+                trace.add_transpose(rest, part.x.array)
+                part.x.scatter_reverse(la.InsertMode.add)
+                found += owned(part)
+            out[k] = found
+        return out
+
+    def _all(self, wanted: Sequence[bool] | None) -> Sequence[bool]:
+        return [True] * len(self.coefficients) if wanted is None else wanted
+
+    # -- states --------------------------------------------------------------------------------------------
+
+    def _here(self) -> State:
+        return State(
+            self._matrices,
+            self.u.x.array.copy(),
+            tuple(f.x.array.copy() for f in self._functions),
+            tuple(np.array(c.value, copy=True) for c in self._constants),
+        )
+
+    @contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        touched = [self.u, *self.coefficients]
+        before = [f.x.array.copy() for f in touched]
+        try:
+            yield
+        except SolveError:
+            for f, array in zip(touched, before, strict=True):
+                f.x.array[:] = array
+            self._factors_of = -1
+            raise
 
     @contextmanager
     def _at(self, state: State) -> Iterator[None]:
@@ -250,11 +508,10 @@ class SteadySolver:
         constants = [np.array(c.value, copy=True) for c in self._constants]
         self._put(functions, (state.u, *state.functions), state.constants)
         try:
-            if self._factors_of != state.stamp:
-                self._factors_of = -1
-                self._assemble_matrix()
-                self.linear.factorise()
-                self._factors_of = state.stamp
+            if self._factors_of != state.matrix:
+                stamp = self._matrices
+                self._new_matrix()
+                self._matrices, self._factors_of = stamp, state.matrix
             yield
         finally:
             self._put(functions, before, constants)
@@ -265,57 +522,25 @@ class SteadySolver:
         for c, value in zip(self._constants, constants, strict=True):
             c.value = value
 
+    def _put_inputs(self, inputs: Sequence[Input], before: Values, scenario: Sequence[tuple[Input, Any]]) -> None:
+        for f, value in zip(inputs, before, strict=True):
+            _values(f)[...] = value
+        for f, value in scenario:
+            if isinstance(f, fem.Function):
+                set_owned(f, value)
+            else:
+                f.value[...] = value
+
     # -- set-up --------------------------------------------------------------------------------------------
 
     @cached_property
-    def _tangent_in(self) -> list[fem.Function]:
-        return [fem.Function(m.function_space) for m in self.coefficients]
-
-    @cached_property
-    def _tangent_forms(self) -> list[fem.Form]:
-        # Compiled at the first tangent, which is collective: most users need adjoints only.
-        return [
-            self._compile(ufl.derivative(self.F, m, dm))
-            for m, dm in zip(self.coefficients, self._tangent_in, strict=True)
-        ]
+    def _fixed_owned(self) -> np.ndarray:
+        """Owned unrolled dofs with a Dirichlet condition."""
+        return self._fixed[self._fixed < len(owned(self.u))]
 
     def _compile(self, form: ufl.Form) -> fem.Form:
         options = None if self._compiler is None else dict(self._compiler)  # DOLFINx changes the dictionary
         return fem.form(form, form_compiler_options=options, jit_options=dict(self._jit))
-
-    def _fixed_dofs(self) -> np.ndarray:
-        """Local unrolled dofs with a Dirichlet condition, ghosts included."""
-        fixed = [bc.dof_indices()[0] for bc in self.bcs]
-        return np.unique(np.concatenate(fixed)) if fixed else np.empty(0, dtype=np.int32)
-
-    def _check(self) -> None:
-        if np.issubdtype(PETSc.ScalarType, np.complexfloating):
-            raise TypeError("hyco_fem needs PETSc with real scalars; this build has complex ones")
-        if not isinstance(self.F, ufl.Form):
-            raise TypeError(f"F must be a UFL form, not {type(self.F).__name__}")
-        if len(self.F.arguments()) != 1:
-            raise ValueError(
-                f"F must be a residual with exactly one test function, not {len(self.F.arguments())} arguments; "
-                "write it with the Function u, not with a TrialFunction"
-            )
-        if self.F.arguments()[0].ufl_function_space() != self.V:
-            raise ValueError("the test function of F must come from the space of u")
-        present = extract_coefficients(self.F)
-        if self.u not in present:
-            raise ValueError(f"the unknown '{self.u.name}' does not appear in F")
-        for m in self.coefficients:
-            if m is self.u:
-                raise ValueError(f"'{m.name}' is the unknown and cannot be a coefficient too")
-            if m not in present:
-                raise ValueError(
-                    f"the coefficient '{m.name}' does not appear in the form; the form has "
-                    f"{sorted(f.name for f in present if f is not self.u)}"
-                )
-            if any(_same_values(bc, m) for bc in self.bcs):
-                raise ValueError(
-                    f"the coefficient '{m.name}' is a Dirichlet value; a parameter in Dirichlet data is not "
-                    "supported: impose it weakly (Nitsche or Robin)"
-                )
 
 
 class _Load:
@@ -323,32 +548,31 @@ class _Load:
 
     def __init__(self, form: fem.Form, expression: ufl.Form) -> None:
         self._form = form
-        self._inputs = [*extract_coefficients(expression), *extract_constants(expression)]
+        self._inputs: list[Input] = [*extract_coefficients(expression), *extract_constants(expression)]
         self._seen: list[np.ndarray] | None = None
         self._vector = np.empty(0)
 
     def assembled(self) -> np.ndarray:
         """Local values, contributions to ghosts not yet sent.  Not collective: each rank looks at its own part."""
-        now = [f.x.array if isinstance(f, fem.Function) else np.asarray(f.value) for f in self._inputs]
+        now = [_values(f) for f in self._inputs]
         if self._seen is None or not all(map(np.array_equal, now, self._seen)):
             self._vector = fem.assemble_vector(self._form).array.copy()
             self._seen = [a.copy() for a in now]
         return self._vector
 
 
-def _same_values(bc: fem.DirichletBC, m: fem.Function) -> bool:
-    """Whether a Dirichlet condition takes its values from the Function m."""
-    vector = getattr(bc.g, "x", None)
-    return vector is not None and np.shares_memory(np.asarray(vector.array), m.x.array)
+def _values(f: Input) -> np.ndarray:
+    """The array in which a Function (local values) or Constant keeps its values."""
+    return f.x.array if isinstance(f, fem.Function) else f.value
 
 
-def owned(f: fem.Function) -> np.ndarray:
-    """View of the owned values of a Function, (n_owned,), blocks unrolled."""
-    dofmap = f.function_space.dofmap
-    return f.x.array[: dofmap.index_map.size_local * dofmap.index_map_bs]
-
-
-def set_owned(f: fem.Function, values: np.ndarray) -> None:
-    """Set the owned values and update the ghosts.  Collective."""
-    owned(f)[:] = values
-    f.x.scatter_forward()
+def _subtract_products(C: Any, X: np.ndarray, out: np.ndarray, *, transpose: bool = False) -> None:
+    """out −= C X (or Cᵀ X), column by column, owned rows."""
+    right, left = C.createVecs()
+    source, target = (left, right) if transpose else (right, left)
+    for j in range(X.shape[1]):
+        source.array[:] = X[:, j]
+        (C.multTranspose if transpose else C.mult)(source, target)
+        out[:, j] -= target.array_r
+    source.destroy()
+    target.destroy()

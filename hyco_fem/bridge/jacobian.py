@@ -1,0 +1,165 @@
+"""The Jacobian of observations by parameters: blocks of tangent or adjoint solves on the factors of one forward solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hyco_fem.bridge.points import Points
+from hyco_fem.parallel import is_distributed, sum_array
+
+# Directions that torch pushes through a coefficient module at once.
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """∂(observations)/∂θ at one θ.
+
+    values: the observations themselves, at the points owned here, (n_owned,) or (n_owned, components).
+    matrix: (rows owned here, p), by the replicated parameters; row i·components + c is component c at owned point i.
+    columns: which columns belong to which parameter, by name, in C order of its entries.
+    fields: by name of each distributed parameter (a field), (n·components, entries owned here): all rows on every rank.
+    method: "tangent" (a block of p tangent solves) or "adjoint" (one adjoint solve for each observation).
+    """
+
+    values: np.ndarray
+    matrix: np.ndarray
+    columns: dict[str, slice]
+    fields: dict[str, np.ndarray]
+    method: Literal["tangent", "adjoint"]
+
+
+def jacobian(
+    solver: Any,
+    state: Any,
+    modules: Sequence[nn.Module],
+    coordinates: Sequence[Tensor],
+    parameters: dict[str, nn.Parameter],
+    points: Points,
+    V: Any,
+) -> Jacobian:
+    """The Jacobian of the values at points by `parameters`, at the state of a forward solve.  Collective.
+
+    Args:
+        solver, state: A `SteadySolver` and the state of the solve.
+        modules, coordinates: For each coefficient its module and owned dof coordinates.
+        parameters: θ by name.
+        points, V: Where and in which (sub-)space to observe.
+    """
+    B = points.observation(V)
+    values = B.apply(state.u[: B.layout.n_owned])
+    replicated = {name: p for name, p in parameters.items() if not is_distributed(p)}
+    columns: dict[str, slice] = {}
+    start = 0
+    for name, p in replicated.items():
+        columns[name] = slice(start, start + p.numel())
+        start += p.numel()
+    n_observations = int(points.found.sum()) * B.components
+    fields_wanted = len(replicated) < len(parameters)
+    maps = [_Map(m, x, parameters) for m, x in zip(modules, coordinates, strict=True)]
+    if fields_wanted or n_observations < start:
+        matrix, fields = _by_adjoints(solver, state, maps, parameters, columns, points, B)
+        return Jacobian(values, matrix, columns, fields, "adjoint")
+    M = [m.dense(columns, start) for m in maps]
+    if start == 0 or all(block is None for block in M):
+        return Jacobian(values, np.zeros((values.size, start)), columns, {}, "tangent")
+    moved = solver.tangent_block(state, M)
+    matrix = np.stack([B.apply(column).ravel() for column in moved.T], axis=1)
+    return Jacobian(values, matrix, columns, {}, "tangent")
+
+
+def _by_adjoints(
+    solver: Any,
+    state: Any,
+    maps: Sequence[_Map],
+    parameters: dict[str, nn.Parameter],
+    columns: dict[str, slice],
+    points: Points,
+    B: Any,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rows = np.flatnonzero(points.found)
+    total = len(rows) * B.components
+    p = sum(s.stop - s.start for s in columns.values())
+    dense = np.zeros((total, p))
+    fields = {name: np.zeros((total, q.numel())) for name, q in parameters.items() if is_distributed(q)}
+    # Number of each owned observation among all.
+    mine = np.searchsorted(rows, points.index)
+    local = np.full(total, -1)
+    local[(mine[:, None] * B.components + np.arange(B.components)).ravel()] = np.arange(len(mine) * B.components)
+    shape = (len(points),) if B.components == 1 else (len(points), B.components)
+    for start in range(0, total, _CHUNK):
+        part = range(start, min(start + _CHUNK, total))
+        block = np.zeros((B.layout.n_owned, len(part)), order="F")
+        for j, i in enumerate(part):
+            unit = np.zeros(shape)
+            if local[i] >= 0:
+                unit.ravel()[local[i]] = 1.0
+            block[:, j] = B.transpose(unit)
+        found = solver.adjoint_block(state, block)
+        for m, gradients in zip(maps, found, strict=True):
+            for name, values in m.transposed(gradients.T).items():
+                if name in fields:
+                    fields[name][start : start + len(part)] += values
+                else:
+                    dense[start : start + len(part), columns[name]] += values
+    dense = sum_array(solver.comm, dense)
+    return dense[local >= 0], fields
+
+
+class _Map:
+    """θ ↦ m of one coefficient, with its Jacobian, by whichever of the parameters it has."""
+
+    def __init__(self, module: nn.Module, x: Tensor, parameters: dict[str, nn.Parameter]) -> None:
+        names = {id(p): name for name, p in parameters.items()}
+        self._own = {own: p for own, p in module.named_parameters() if id(p) in names}
+        self._names = {own: names[id(p)] for own, p in self._own.items()}
+        self._module, self._x = module, x
+        self._values = {own: p.detach() for own, p in self._own.items()}
+
+    def _call(self, values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(self._module, values, (self._x,)).reshape(-1)
+
+    def dense(self, columns: dict[str, slice], p: int) -> np.ndarray | None:
+        """∂m/∂θ by all replicated parameters, (n_owned, p); None where there are none here."""
+        sizes = {own: v.numel() for own, v in self._values.items()}
+        if not sizes:
+            return None
+        flat = torch.cat([v.reshape(-1) for v in self._values.values()])
+
+        def along(direction: Tensor) -> Tensor:
+            parts = torch.split(direction, list(sizes.values()))
+            tangents = {o: t.view_as(self._values[o]) for o, t in zip(sizes, parts, strict=True)}
+            return torch.func.jvp(self._call, (self._values,), (tangents,))[1]
+
+        found = _batched(along, torch.eye(len(flat), dtype=torch.float64)).numpy()
+        out = np.zeros((found.shape[1], p), order="F")
+        start = 0
+        for own, size in sizes.items():
+            out[:, columns[self._names[own]]] += found[start : start + size].T
+            start += size
+        return out
+
+    def transposed(self, gradients: np.ndarray) -> dict[str, np.ndarray]:
+        """(∂m/∂θ)ᵀ for many m̄, (r, n_owned): by name (r, entries), this rank's part."""
+        if not self._own:
+            return {}
+        _, pull = torch.func.vjp(self._call, self._values)
+        found = _batched(lambda g: pull(g)[0], torch.from_numpy(np.ascontiguousarray(gradients)))
+        return {self._names[own]: g.reshape(len(gradients), -1).numpy() for own, g in found.items()}
+
+
+def _batched(function: Callable[[Tensor], Any], batch: Tensor) -> Any:
+    """function on every row; by vmap where the user's module allows it, else one by one."""
+    try:
+        return torch.func.vmap(function, chunk_size=_CHUNK)(batch)
+    except RuntimeError:
+        rows = [function(row) for row in batch]
+    if isinstance(rows[0], dict):
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    return torch.stack(rows)

@@ -1,0 +1,186 @@
+"""First and second derivatives of a residual F(u, m; v), as forms that are compiled when they are first needed.
+
+Since F is linear in v, L(u, m; λ) = F(u, m; λ) is a functional, and with it
+
+    ∂F/∂m_k δm_k           tangent right-hand sides        (∂F/∂m_k)ᵀ λ = ∂L/∂m_k      adjoint gradients
+    ∂F/∂u δu               lifting of boundary values       (∂F/∂u)ᵀ λ  = ∂L/∂u
+    δ(∂L/∂u), δ(∂L/∂m_k)   along (δu, δm): second derivatives
+
+Distributed: forms are assembled into local vectors, ghosts included and not yet exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from petsc4py import PETSc
+
+import numpy as np
+import ufl
+from dolfinx import fem, la
+from dolfinx.fem import petsc as fem_petsc
+from ufl.algorithms import expand_derivatives
+from ufl.algorithms.analysis import extract_coefficients
+
+Compile = Callable[[ufl.Form], fem.Form]
+
+
+class Derivatives:
+    """Derivatives of F at whatever values its Functions hold.
+
+    Args:
+        F: Residual.  u: unknown.  coefficients: m_k.  compile: from UFL to a compiled form; collective.
+
+    Attributes:
+        direction_u, directions: Functions δu, δm_k that the user of this class fills in (ghosts too).
+        multiplier: The Function λ, likewise.
+    """
+
+    def __init__(self, F: ufl.Form, u: fem.Function, coefficients: Sequence[fem.Function], compile: Compile) -> None:
+        self.F, self.u, self.coefficients = F, u, list(coefficients)
+        self._compile = compile
+        V = u.function_space
+        self.multiplier = fem.Function(V)
+        self._L = ufl.replace(F, {F.arguments()[0]: self.multiplier})
+        present = extract_coefficients(F)
+        # A coefficient may enter by a boundary condition only.
+        self.in_form = [m in present for m in self.coefficients]
+        self._out_u = fem.Function(V)
+        self._out = [fem.Function(m.function_space) for m in self.coefficients]
+
+    # -- first derivatives ---------------------------------------------------------------------------------
+
+    @cached_property
+    def direction_u(self) -> fem.Function:
+        return fem.Function(self.u.function_space)
+
+    @cached_property
+    def directions(self) -> list[fem.Function]:
+        return [fem.Function(m.function_space) for m in self.coefficients]
+
+    @cached_property
+    def gradient_forms(self) -> list[fem.Form | None]:
+        """∂L/∂m_k."""
+        return [self._compile(g) if g is not None else None for g in self._gradients]
+
+    @cached_property
+    def _gradients(self) -> list[ufl.Form | None]:
+        return [
+            ufl.derivative(self._L, m, ufl.TestFunction(m.function_space)) if there else None
+            for m, there in zip(self.coefficients, self.in_form, strict=True)
+        ]
+
+    @cached_property
+    def _gradient_u(self) -> ufl.Form:
+        return ufl.derivative(self._L, self.u, ufl.TestFunction(self.u.function_space))
+
+    @cached_property
+    def _gradient_u_form(self) -> fem.Form:
+        return self._compile(self._gradient_u)
+
+    @cached_property
+    def _tangent_forms(self) -> list[fem.Form | None]:
+        return [
+            self._compile(ufl.derivative(self.F, m, dm)) if there else None
+            for m, dm, there in zip(self.coefficients, self.directions, self.in_form, strict=True)
+        ]
+
+    @cached_property
+    def _lifting_form(self) -> fem.Form:
+        return self._compile(ufl.derivative(self.F, self.u, self.direction_u))
+
+    def gradient(self, k: int) -> fem.Function:
+        """(∂F/∂m_k)ᵀ λ, complete on owned dofs; a work Function.  Collective."""
+        return _assembled(self.gradient_forms[k], self._out[k])
+
+    def gradient_u(self) -> fem.Function:
+        """(∂F/∂u)ᵀ λ without boundary conditions, complete on owned dofs; a work Function.  Collective."""
+        return _assembled(self._gradient_u_form, self._out_u)
+
+    def add_tangent(self, k: int, out: np.ndarray) -> None:
+        """Add ∂F/∂m_k δm_k to local values; contributions to ghosts not yet sent."""
+        form = self._tangent_forms[k]
+        if form is not None:
+            fem.assemble_vector(out, form)
+
+    def add_lifting(self, out: np.ndarray) -> None:
+        """Add ∂F/∂u δu, as `add_tangent`."""
+        fem.assemble_vector(out, self._lifting_form)
+
+    # -- matrices ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _matrix_forms(self) -> list[fem.Form | None]:
+        return [
+            self._compile(ufl.derivative(self.F, m, ufl.TrialFunction(m.function_space))) if there else None
+            for m, there in zip(self.coefficients, self.in_form, strict=True)
+        ]
+
+    @cached_property
+    def _matrices(self) -> list[PETSc.Mat | None]:
+        return [None if form is None else fem_petsc.create_matrix(form) for form in self._matrix_forms]
+
+    def matrix(self, k: int) -> PETSc.Mat | None:
+        """∂F/∂m_k assembled, rows of u by columns of m_k; None where m_k is not in the form.  Collective."""
+        form, C = self._matrix_forms[k], self._matrices[k]
+        if C is not None:
+            C.zeroEntries()
+            fem_petsc.assemble_matrix(C, form)
+            C.assemble()
+        return C
+
+    @cached_property
+    def _unconstrained(self) -> tuple[fem.Form, PETSc.Mat]:
+        form = self._compile(ufl.derivative(self.F, self.u, ufl.TrialFunction(self.u.function_space)))
+        return form, fem_petsc.create_matrix(form)
+
+    def matrix_u(self) -> PETSc.Mat:
+        """∂F/∂u assembled without boundary conditions.  Collective."""
+        form, K = self._unconstrained
+        K.zeroEntries()
+        fem_petsc.assemble_matrix(K, form)
+        K.assemble()
+        return K
+
+    # -- second derivatives --------------------------------------------------------------------------------
+
+    def _along(self, gradient: ufl.Form) -> fem.Form | None:
+        """The derivative of a gradient of L along (δu, δm); None where it is zero."""
+        total = ufl.derivative(gradient, self.u, self.direction_u)
+        for m, dm, there in zip(self.coefficients, self.directions, self.in_form, strict=True):
+            if there:
+                total += ufl.derivative(gradient, m, dm)
+        total = expand_derivatives(total)
+        return None if total.empty() else self._compile(total)
+
+    @cached_property
+    def _second_u_form(self) -> fem.Form | None:
+        return self._along(self._gradient_u)
+
+    @cached_property
+    def _second_forms(self) -> list[fem.Form | None]:
+        return [None if g is None else self._along(g) for g in self._gradients]
+
+    def second_u(self) -> fem.Function:
+        """δ(∂L/∂u) along (δu, δm), complete on owned dofs; a work Function.  Collective."""
+        return _assembled(self._second_u_form, self._out_u)
+
+    def second(self, k: int) -> fem.Function:
+        """δ(∂L/∂m_k) along (δu, δm), complete on owned dofs; a work Function.  Collective."""
+        return _assembled(self._second_forms[k], self._out[k])
+
+    def close(self) -> None:
+        """Destroy the matrices, on all ranks together."""
+        for name in ("_matrices", "_unconstrained"):
+            for found in self.__dict__.pop(name, ()):
+                if isinstance(found, PETSc.Mat):
+                    found.destroy()
+
+
+def _assembled(form: fem.Form | None, out: fem.Function) -> fem.Function:
+    out.x.array[:] = 0.0
+    if form is not None:
+        fem.assemble_vector(out.x.array, form)
+        out.x.scatter_reverse(la.InsertMode.add)
+    return out
