@@ -16,6 +16,8 @@ from torch import Tensor
 import hyco_fem as hf
 from hyco_fem.bridge.solve import solve
 from hyco_fem.parallel import is_distributed, sum_array, sum_gradients, sum_over_ranks
+from hyco_fem.pde.many import adjoint_block, tangent_block
+from hyco_fem.pde.vectors import owned
 
 WORLD = MPI.COMM_WORLD
 
@@ -92,11 +94,6 @@ def cubic(model: hf.PhysicalModel, u: Tensor) -> Tensor:
     return (u.square() + u**3).sum()
 
 
-def hf_owned(model: hf.PhysicalModel) -> np.ndarray:
-    """Owned values of the last solution."""
-    return model.function.x.array[: model.V.dofmap.index_map.size_local * model.V.dofmap.index_map_bs]
-
-
 def norm(parts: Any) -> float:
     """Euclidean norm over parts and ranks."""
     return float(np.sqrt(sum_array(WORLD, np.array([sum(float(p.detach().square().sum()) for p in parts)]))[0]))
@@ -150,11 +147,11 @@ class ModelCase:
         rng = np.random.default_rng((2, WORLD.rank))
         sizes = [len(v) for v in model.coefficient_values()]
         directions = [rng.standard_normal((n, 3)) for n in sizes]
-        found = solver.tangent_block(solver.state, directions)
+        found = tangent_block(solver, solver.state, directions)
         single = [solver.tangent(solver.state, [np.ascontiguousarray(d[:, j]) for d in directions]) for j in range(3)]
         close(found, np.stack(single, axis=1), self.solve_tolerance)
         gradients = rng.standard_normal((len(single[0]), 3))
-        block = solver.adjoint_block(solver.state, gradients)
+        block = adjoint_block(solver, solver.state, gradients)
         for j in range(3):
             for whole, alone in zip(block, solver.adjoint(solver.state, gradients[:, j].copy()), strict=True):
                 close(whole[:, j], alone, self.solve_tolerance)
@@ -187,7 +184,7 @@ class ModelCase:
         solver.forward([v.detach().numpy() for v in model.coefficient_values()])
         rng = np.random.default_rng((4, WORLD.rank))
         a, b = ([rng.standard_normal(len(v)) for v in model.coefficient_values()] for _ in range(2))
-        w = rng.standard_normal(len(hf_owned(model)))
+        w = rng.standard_normal(len(owned(model.function)))
         Ha, Hb = solver.second(solver.state, w, a)[1], solver.second(solver.state, w, b)[1]
         bHa, aHb, size = sum_array(
             WORLD,

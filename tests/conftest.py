@@ -19,14 +19,16 @@ torch.set_num_threads(1)
 WORLD = MPI.COMM_WORLD
 
 
+@pytest.hookimpl(trylast=True)  # after pytest has made its reporter
 def pytest_configure(config: pytest.Config) -> None:
-    """Under mpirun only rank 0 reports as usual; the others write to standard error, and only what failed."""
+    """Under mpirun only rank 0 reports as usual, without colours; the others say only what failed."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is None:
+        return
+    if WORLD.size > 1:
+        reporter._tw.hasmarkup = False  # mpirun gives its ranks a terminal, whatever it writes to
     if WORLD.rank > 0:
-        config.option.verbose = -2
-        config.option.reportchars = ""
-        reporter = config.pluginmanager.getplugin("terminalreporter")
-        if reporter is not None:
-            reporter._tw._file = open("/dev/null", "w")  # noqa: SIM115
+        config.pluginmanager.unregister(reporter)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

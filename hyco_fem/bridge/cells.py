@@ -89,7 +89,7 @@ class CellGeometry:
         return np.ptp(self._x[self._nodes[cells]], axis=1).max(axis=1)
 
     def rounding(self, cells: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Rounding errors of x (n, d) over the sizes of the cells (n,): not small for small cells far from the origin."""
+        """Rounding errors of x (n, d) over the sizes of the cells (n,): large for small cells far from the origin."""
         return ROUNDING * np.abs(x).max(axis=1) / self.sizes(cells)
 
     def inside(self, X: np.ndarray, tolerance: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 from mpi4py import MPI
@@ -21,6 +22,11 @@ from hyco_fem.parallel import sum_array
 # Candidates for each point in a cell whose map is not affine; the chance that all are refused is below 1e-9 for
 # a Jacobian that varies five-fold within a cell.
 _CANDIDATES = 96
+
+
+def _check_whole(what: str, value: int, least: int) -> None:
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{what} must be a whole number of at least {least}, not {value!r}")
 
 
 class GhostPoints(Protocol):
@@ -56,8 +62,8 @@ class RandomGhosts:
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"the number of ghost points must be at least 1, not {self.n}")
+        _check_whole("the number of ghost points", self.n, 1)
+        _check_whole("the seed of the ghost points", self.seed, 0)
 
     def on(self, V: fem.FunctionSpace) -> RandomSampler:
         """Bind to the mesh of V.  Collective."""
@@ -166,6 +172,9 @@ class QuadratureGhosts:
 
     degree: int = 2
 
+    def __post_init__(self) -> None:
+        _check_whole("the degree of a quadrature rule", self.degree, 0)
+
     def on(self, V: fem.FunctionSpace) -> FixedSampler:
         """Bind to the mesh of V.  Collective."""
         return FixedSampler(quadrature_points(V.mesh, self.degree))
@@ -173,6 +182,7 @@ class QuadratureGhosts:
 
 def quadrature_points(mesh: dmesh.Mesh, degree: int) -> Points:
     """The quadrature points of all cells, with weights that sum to 1 over the ranks.  Collective."""
+    _check_whole("the degree of a quadrature rule", degree, 0)
     geo = cell_geometry(mesh)
     X, weights = geo.quadrature(degree)
     q = len(weights) // geo.n_owned if geo.n_owned else 0

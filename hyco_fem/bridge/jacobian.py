@@ -1,4 +1,4 @@
-"""The Jacobian of observations by parameters: blocks of tangent or adjoint solves on the factors of one forward solve."""
+"""The Jacobian of observations by parameters: blocks of tangent or adjoint solves on one set of factors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from hyco_fem.bridge.points import Points
 from hyco_fem.parallel import is_distributed, sum_array
+from hyco_fem.pde.many import adjoint_block, tangent_block
+from hyco_fem.pde.state import State
+from hyco_fem.pde.steady import SteadySolver
 
 # Directions that torch pushes through a coefficient module at once.
 _CHUNK = 32
@@ -36,8 +39,8 @@ class Jacobian:
 
 
 def jacobian(
-    solver: Any,
-    state: Any,
+    solver: SteadySolver,
+    state: State,
     modules: Sequence[nn.Module],
     coordinates: Sequence[Tensor],
     parameters: dict[str, nn.Parameter],
@@ -69,14 +72,14 @@ def jacobian(
     M = [m.dense(columns, start) for m in maps]
     if start == 0 or all(block is None for block in M):
         return Jacobian(values, np.zeros((values.size, start)), columns, {}, "tangent")
-    moved = solver.tangent_block(state, M)
+    moved = tangent_block(solver, state, M)
     matrix = np.stack([B.apply(column).ravel() for column in moved.T], axis=1)
     return Jacobian(values, matrix, columns, {}, "tangent")
 
 
 def _by_adjoints(
-    solver: Any,
-    state: Any,
+    solver: SteadySolver,
+    state: State,
     maps: Sequence[_Map],
     parameters: dict[str, nn.Parameter],
     columns: dict[str, slice],
@@ -101,7 +104,7 @@ def _by_adjoints(
             if local[i] >= 0:
                 unit.ravel()[local[i]] = 1.0
             block[:, j] = B.transpose(unit)
-        found = solver.adjoint_block(state, block)
+        found = adjoint_block(solver, state, block)
         for m, gradients in zip(maps, found, strict=True):
             for name, values in m.transposed(gradients.T).items():
                 if name in fields:

@@ -184,8 +184,8 @@ class Observation:
     """B: owned dofs → values at points.  `apply` and `transpose` are each other's adjoints.  Collective.
 
     Args:
-        V: A Lagrange space, or a Lagrange sub-space of a mixed or vector one (`W.sub(0)`): the dofs are then those of the
-            whole space.
+        V: A Lagrange space, or a Lagrange sub-space of a mixed or vector one (`W.sub(0)`): the dofs are then those of
+            the whole space.
         cells, X: local cell and reference coordinates of each point.
     """
 

@@ -1,7 +1,7 @@
 """The autograd Functions around a PDE solver: coefficient values in, solution values out.
 
 `_Solve` is the map m ↦ u; its backward is `_Adjoint`, (ū, m) ↦ m̄, which is differentiable itself: gradients of
-gradients (Hessian-vector products) cost one tangent and two adjoint solves.  Third derivatives are refused by torch.
+gradients (Hessian-vector products) cost one tangent and two adjoint solves.  Third derivatives are refused.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hyco_fem.pde.many import Setting, adjoint_many, forward_many
+from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.tensors import as_array
 
 
@@ -25,16 +26,10 @@ class Solver(Protocol):
 
     def forward(self, values: Sequence[np.ndarray]) -> np.ndarray: ...
 
-    def forward_many(self, values: Sequence[np.ndarray], scenarios: Any) -> tuple[np.ndarray, list[Any]]: ...
-
     def tangent(self, state: Any, directions: Sequence[np.ndarray | None]) -> np.ndarray: ...
 
     def adjoint(
         self, state: Any, gradient: np.ndarray, wanted: Sequence[bool] | None = None
-    ) -> list[np.ndarray | None]: ...
-
-    def adjoint_many(
-        self, states: Sequence[Any], gradients: np.ndarray, wanted: Sequence[bool] | None = None
     ) -> list[np.ndarray | None]: ...
 
     def second(
@@ -86,8 +81,8 @@ class _Adjoint(torch.autograd.Function):
         ctx.save_for_forward(gradient)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
+        _refuse_graph("third derivatives of a PDE solve are", "second")
         # Σ_k ⟨μ_k, m̄_k⟩ = ⟨ū, u′(m) μ⟩: its gradient by ū is the tangent along μ, by m the second derivative along μ.
         given = iter(cotangents)
         directions = _arrays([next(given) if w else None for w in ctx.wanted])
@@ -106,8 +101,8 @@ class _Adjoint(torch.autograd.Function):
 
 class _SolveMany(torch.autograd.Function):
     @staticmethod
-    def forward(solver: Solver, scenarios: Any, keep: list, *values: Tensor) -> Tensor:
-        u, states = solver.forward_many([as_array(v) for v in values], scenarios)
+    def forward(solver: SteadySolver, settings: Sequence[Setting], keep: list, *values: Tensor) -> Tensor:
+        u, states = forward_many(solver, [as_array(v) for v in values], settings)
         keep.append(states)
         return torch.from_numpy(u)
 
@@ -117,9 +112,9 @@ class _SolveMany(torch.autograd.Function):
         ctx.states = inputs[2].pop()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> tuple:  # type: ignore[override]
-        found = ctx.solver.adjoint_many(ctx.states, as_array(gradients), ctx.needs_input_grad[3:])
+        _refuse_graph("second derivatives of solves for several scenarios are", "first")
+        found = adjoint_many(ctx.solver, ctx.states, as_array(gradients), ctx.needs_input_grad[3:])
         return None, None, None, *_tensors(found)
 
     @staticmethod
@@ -142,12 +137,21 @@ def solve(solver: Solver, *values: Tensor) -> Tensor:
     return _Solve.apply(solver, *values)
 
 
-def solve_many(solver: Solver, scenarios: Any, *values: Tensor) -> Tensor:
-    """Solutions (n_scenarios, n_owned) for several loads and boundary values; see `SteadySolver.forward_many`.
+def solve_many(solver: SteadySolver, settings: Sequence[Setting], *values: Tensor) -> Tensor:
+    """Solutions (n_settings, n_owned) for several loads and boundary values; see `hyco_fem.pde.many.forward_many`.
 
     First derivatives only.  Distributed, collective.
     """
-    return _SolveMany.apply(solver, scenarios, [], *values)
+    return _SolveMany.apply(solver, settings, [], *values)
+
+
+def _refuse_graph(what: str, last: str) -> None:
+    """Raise where a graph of this backward is asked for: torch's once_differentiable would miss some of these cases.
+
+    Its check looks at the incoming gradients only, but the result depends on the state of the solve too.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{what} not available: take the {last} derivative without create_graph=True")
 
 
 def _arrays(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from mpi4py import MPI
 
@@ -19,44 +17,11 @@ from hyco_fem.bridge.dofs import dof_coordinates, owned_size
 from hyco_fem.bridge.jacobian import Jacobian, jacobian
 from hyco_fem.bridge.points import Points
 from hyco_fem.bridge.solve import solve, solve_many
+from hyco_fem.models.experiments import Scenario, batch_item, batch_size
 from hyco_fem.parallel import agreed, check_replicated, max_over_ranks, raise_together
 from hyco_fem.pde.linear import Options
 from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.tensors import as_array
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One experiment: values of loads and boundary data that differ from those of other experiments on the same θ.
-
-    inputs: for Functions and Constants of the form, and Functions that are Dirichlet values, the values to put in: a
-        Function of the same space, owned dof values, or a number (or an array of a Constant's shape).
-    data: what was measured in this experiment, if it is to be fitted (`hyco_fem.scenario_misfit`).
-    """
-
-    inputs: Mapping[fem.Function | fem.Constant, Any]
-    data: Any = None
-
-    def settings(self, coefficients: Sequence[fem.Function]) -> list[tuple[Any, np.ndarray]]:
-        """Inputs with their values as arrays, checked."""
-        found = []
-        for f, value in self.inputs.items():
-            if not isinstance(f, (fem.Function, fem.Constant)):
-                raise TypeError(f"a scenario sets Functions and Constants, not {type(f).__name__}")
-            name = getattr(f, "name", "a Constant")
-            if any(f is m for m in coefficients):
-                raise ValueError(f"'{name}' is a coefficient with parameters; a scenario cannot set it")
-            if isinstance(f, fem.Function):
-                n = owned_size(f.function_space)
-                array = value.x.array[:n] if isinstance(value, fem.Function) else np.asarray(value, dtype=np.float64)
-                shapes: tuple = ((), (n,))
-            else:
-                array = np.asarray(value, dtype=np.float64)
-                shapes = (np.shape(f.value),)
-            if array.shape not in shapes:
-                raise ValueError(f"the value of '{name}' in a scenario has shape {array.shape}, not {shapes[-1]}")
-            found.append((f, np.array(array)))
-        return found
 
 
 class CoefficientError(ValueError):
@@ -74,8 +39,8 @@ class PhysicalModel(nn.Module):
             coordinates (n, d) ↦ (n,) or (n, value_size), float64.  Its parameters are θ.  They must be equal on all
             ranks, except those of a `NodalField`.
         positive: Functions among the keys of `coefficients` that must stay positive.
-        observed: Which part of a mixed or vector unknown is compared with data and network: the index of a sub-space, or
-            several (W.sub(0).sub(1): (0, 1)).  By default the whole field.
+        observed: Which part of a mixed or vector unknown is compared with data and network: the index of a sub-space,
+            or several (W.sub(0).sub(1): (0, 1)).  By default the whole field.
         petsc_options: PETSc options without prefix; by default a solver chosen by size, dimension and symmetry: direct,
             or for large problems a Krylov method with algebraic multigrid.  `description` names it.
         adjoint_petsc_options: Options of the adjoint solve; by default the forward solver and its factors.
@@ -168,8 +133,8 @@ class PhysicalModel(nn.Module):
         """Solve the PDE at the current θ.
 
         Returns:
-            Owned dof values of u, (n_owned,), differentiable in θ (vjp: one adjoint solve; jvp: one tangent solve; twice:
-            one tangent and two adjoint solves).
+            Owned dof values of u, (n_owned,), differentiable in θ (vjp: one adjoint solve; jvp: one tangent solve; a
+            second time: one tangent and two adjoint solves).
 
         Raises:
             CoefficientError: see `coefficient_values`.  SolveError: no convergence.  Both on all ranks; u is as before.
@@ -184,8 +149,8 @@ class PhysicalModel(nn.Module):
         """Solve at many θ.
 
         Args:
-            theta: Parameters by their names in `named_parameters()`, each with a leading batch dimension, (batch, *shape).
-                A parameter that is not named keeps its value.  Differentiable in them.
+            theta: Parameters by their names in `named_parameters()`, each with a leading batch dimension,
+                (batch, *shape).  A parameter that is not named keeps its value.  Differentiable in them.
 
         Returns:
             (batch, n_owned).
@@ -194,15 +159,15 @@ class PhysicalModel(nn.Module):
             ValueError: an unknown name, a wrong shape, or batches of different lengths; on all ranks.
         """
         with agreed(self.comm):
-            n = _batch_size(theta, dict(self.named_parameters()))
-        return torch.stack([torch.func.functional_call(_Solve(self), _item(theta, k), ()) for k in range(n)])
+            n = batch_size(theta, dict(self.named_parameters()))
+        return torch.stack([torch.func.functional_call(_Solve(self), batch_item(theta, k), ()) for k in range(n)])
 
     def solve_scenarios(self, scenarios: Sequence[Scenario]) -> Tensor:
         """Solve at one θ for several loads and boundary values; see `Scenario`.
 
         Returns:
-            (n_scenarios, n_owned), differentiable once in θ.  Where no scenario changes the operator (an affine problem), it is
-            factorised once, and all scenarios are solved for together, forward and adjoint.
+            (n_scenarios, n_owned), differentiable once in θ.  Where no scenario changes the operator (an affine
+            problem), it is factorised once, and all scenarios are solved for together, forward and adjoint.
         """
         with agreed(self.comm):
             if not scenarios:
@@ -214,8 +179,8 @@ class PhysicalModel(nn.Module):
         """Solve, and differentiate the values at points by all parameters θ; no graph is kept.
 
         By a block of tangent solves for all parameters at once, or by adjoints where there are fewer observations than
-        parameters, or where a parameter is a field; `Jacobian.method` says which.  A parameter that the observations do not
-        depend on has a column of zeros, and a warning.
+        parameters, or where a parameter is a field; `Jacobian.method` says which.  A parameter that the observations do
+        not depend on has a column of zeros, and a warning.
         """
         with torch.no_grad():
             self.solve()
@@ -252,25 +217,6 @@ class _Solve(nn.Module):
 
     def forward(self) -> Tensor:
         return self._model.solve()  # type: ignore[operator, union-attr]
-
-
-def _batch_size(theta: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> int:
-    for name, values in theta.items():
-        if name not in parameters:
-            raise ValueError(f"there is no parameter '{name}'; the model has {sorted(parameters)}")
-        shape = tuple(parameters[name].shape)
-        if values.ndim != len(shape) + 1 or tuple(values.shape[1:]) != shape:
-            raise ValueError(
-                f"a batch of '{name}' needs the shape (batch{''.join(f', {k}' for k in shape)}), not {tuple(values.shape)}"
-            )
-    lengths = {name: len(values) for name, values in theta.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"a batch needs one length for all parameters, not {lengths or 'none'}")
-    return next(iter(lengths.values()))
-
-
-def _item(theta: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    return {name: values[k] for name, values in theta.items()}
 
 
 def _names(coefficients: Mapping[fem.Function, nn.Module]) -> list[str]:

@@ -57,7 +57,7 @@ def _measures(F: ufl.Form) -> None:
             if any(d is not data[0] for d in data):
                 raise ValueError(
                     f"the {kind} integrals of F use different subdomain_data; use one measure for all of them, such as "
-                    "dx = ufl.Measure('dx', domain=mesh, subdomain_data=tags), also where the integral is over the whole mesh"
+                    "dx = ufl.Measure('dx', domain=mesh, subdomain_data=tags), also over the whole mesh"
                 )
 
 

@@ -70,8 +70,11 @@ def default_options(traits: Traits) -> dict[str, object]:
 
 
 def direct_options(traits: Traits) -> dict[str, object]:
-    """A sparse direct solve: PETSc's LU when small and serial, otherwise MUMPS (or SuperLU_DIST where that is missing)."""
-    if traits.ranks == 1 and traits.size <= _SMALL:
+    """A sparse direct solve: MUMPS, or SuperLU_DIST where that is missing; PETSc's LU for what is small and simple.
+
+    PETSc's own LU does not pivot, so it is for matrices with a positive diagonal only.
+    """
+    if traits.ranks == 1 and traits.size <= _SMALL and traits.positive and not traits.mixed:
         return {"ksp_type": "preonly", "pc_type": "lu"}
     if PETSc.Sys.hasExternalPackage("mumps"):
         # With 50 % more workspace than MUMPS estimates: its default of 20 % can be too little in parallel.
@@ -157,7 +160,7 @@ def check_memory(comm: MPI.Comm, options: Options, traits: Traits, what: str) ->
     worst = comm.allreduce(share, op=MPI.MAX)
     if worst > _MEMORY_SHARE * free:
         raise SolveError(
-            f"factorising the matrix for '{what}' ({traits.size} dofs) will take about {worst / 1e9:.1f} GB on a node with "
-            f"{free / 1e9:.1f} GB free; use an iterative solver, petsc_options={{'ksp_type': "
+            f"factorising the matrix for '{what}' ({traits.size} dofs) will take about {worst / 1e9:.1f} GB on a node "
+            f"with {free / 1e9:.1f} GB free; use an iterative solver, petsc_options={{'ksp_type': "
             f"'{'cg' if traits.symmetric else 'gmres'}', 'pc_type': 'gamg', 'ksp_rtol': 1e-10}}, or more nodes"
         )

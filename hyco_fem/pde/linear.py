@@ -18,6 +18,11 @@ _prefixes = itertools.count()
 # regular Poisson matrix with a million dofs and a contrast of 10⁶ stays above 1e-13.
 _SINGULAR = 1e-14
 
+_CURE = (
+    "add a Dirichlet condition (bcs=[…]), a Robin term, or a reaction term (for the pressure of a flow enclosed by "
+    "walls: fix it at one point)"
+)
+
 # Right-hand sides that are solved for at once: enough for the BLAS, few enough for the memory.
 _BLOCK = 32
 
@@ -249,21 +254,20 @@ class LinearSolver:
             raise SolveError(self._singular_message("it has a null vector"))
 
     def _factor_message(self, detail: str) -> str:
-        """PETSc's Cholesky and ICC factorisations want a definite matrix: then that is the likelier reason."""
+        """PETSc's own factorisations do not pivot: then that may be the reason."""
         pc = self.ksp.getPC()
-        if pc.getType() in ("cholesky", "icc") and pc.getFactorSolverType() != "mumps":
+        if pc.getType() in ("cholesky", "icc", "lu", "ilu") and pc.getFactorSolverType() == "petsc":
             return (
-                f"the Cholesky factorisation of the matrix for '{self.what}' failed: the matrix is indefinite, or "
-                "singular; an indefinite one needs petsc_options={'ksp_type': 'preonly', 'pc_type': 'lu'} (or "
-                "'cholesky' with 'pc_factor_mat_solver_type': 'mumps', which pivots)"
+                f"PETSc's {pc.getType()} factorisation of the matrix for '{self.what}' met a zero pivot: the matrix is "
+                "indefinite, or singular; an indefinite one needs pivoting, petsc_options={'ksp_type': 'preonly', "
+                "'pc_type': 'lu', 'pc_factor_mat_solver_type': 'mumps'}; for a singular one " + _CURE
             )
         return self._singular_message(f"its factorisation failed{': ' + detail if detail else ''}")
 
     def _singular_message(self, why: str) -> str:
         return (
             f"the matrix for '{self.what}' is singular ({why}): the form and its boundary conditions do not fix "
-            "the solution; add a Dirichlet condition (bcs=[…]), a Robin term, or a reaction term (for the pressure of a "
-            "flow enclosed by walls: fix it at one point)"
+            f"the solution; {_CURE}"
         )
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ class NewtonSolver:
     Args:
         F, J: Compiled residual and Jacobian.  A: matrix for J, reassembled here.  u: unknown, start and result.
         bcs: Dirichlet conditions.  b: Function of the space of u for the residual.
-        options: PETSc options without prefix: of the linear solves, and of SNES where they are to override the defaults.
+        options: PETSc options without prefix: of the linear solves, and of SNES where they override the defaults.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class NewtonSolver:
             raise SolveError(
                 f"the nonlinear solve for '{self.u.name}' did not converge: {_REASONS.get(reason, reason)} after "
                 f"{self.iterations} iterations (last residuals {last}; last linear solve: "
-                f"{LINEAR_REASONS.get(linear, linear)}); start nearer (the values of '{self.u.name}' when the model is built), raise "
-                "snes_max_it or change snes_linesearch_type with petsc_options"
+                f"{LINEAR_REASONS.get(linear, linear)}); start nearer (the values of '{self.u.name}' when the model is "
+                "built), raise snes_max_it or change snes_linesearch_type with petsc_options"
             )
         x.copy(self.u.x.petsc_vec)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +33,7 @@ from hyco_fem.pde.derivatives import Derivatives
 from hyco_fem.pde.dirichlet import Trace, fixed_dofs
 from hyco_fem.pde.linear import LinearSolver, Options, SolveError
 from hyco_fem.pde.newton import NewtonSolver
+from hyco_fem.pde.state import Load, State
 from hyco_fem.pde.traits import near_null_space, traits_of
 from hyco_fem.pde.vectors import owned, set_owned
 
@@ -41,21 +41,6 @@ from hyco_fem.pde.vectors import owned, set_owned
 _JIT_TIMEOUT = {"timeout": 600}
 
 Values = Sequence[np.ndarray]
-Input = fem.Function | fem.Constant
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a forward solve was made: all that its tangents and adjoints need, as arrays.
-
-    matrix: number of the matrix of this solve; solves with the same number share its factors.  u, functions: local
-    (owned and ghost) values; constants: values of the Constants of the form.
-    """
-
-    matrix: int
-    u: np.ndarray
-    functions: tuple[np.ndarray, ...]
-    constants: tuple[np.ndarray, ...]
 
 
 class SteadySolver:
@@ -109,13 +94,13 @@ class SteadySolver:
         jacobian = expand_derivatives(ufl.derivative(F, u))
         matrix_inputs = extract_coefficients(jacobian)
         self.affine = u not in matrix_inputs
-        self._matrix_inputs = [*matrix_inputs, *extract_constants(jacobian)]
+        self.matrix_inputs = [*matrix_inputs, *extract_constants(jacobian)]
         self._J = self._compile(jacobian)
         A = fem_petsc.create_matrix(self._J)
-        self._b, self._lambda, self._du = (fem.Function(self.V) for _ in range(3))
+        self._b, self.lagrange, self._du = (fem.Function(self.V) for _ in range(3))
         # F(u) = J u + F(0) where F is affine, so the right-hand side is −F with zero put in for u.
         at_zero = expand_derivatives(ufl.replace(expand_derivatives(F), {u: ufl.zero(u.ufl_shape)}))
-        self._load = _Load(self._compile(-at_zero), at_zero) if self.affine and not at_zero.empty() else None
+        self._load = Load(self._compile(-at_zero), at_zero) if self.affine and not at_zero.empty() else None
 
         self.traits = traits_of(A, self._J, self.bcs, [u, *self._functions], self._constants, self.V)
         given = dict(petsc_options or {})
@@ -141,7 +126,7 @@ class SteadySolver:
         self.derivatives = Derivatives(F, u, self.coefficients, self._compile)
         if self.coefficients:
             _ = self.derivatives.gradient_forms  # compiled now: whoever has coefficients wants adjoints
-        self._traces = [
+        self.traces = [
             Trace(m, self.V, self.bcs) if check.is_boundary_value(self.bcs, m) else None for m in coefficients
         ]
         self._fixed = fixed_dofs(self.bcs)
@@ -171,78 +156,27 @@ class SteadySolver:
         Raises:
             SolveError: no convergence, or a singular matrix; u and the coefficients are as before.
         """
-        with self._restored_on_error():
-            self._set(values)
+        with self.restored_on_error():
+            self.set(values)
             if self.newton is None:
-                self._new_matrix()
-                self._assemble_load()
-                if not self._warm_start:
-                    self.u.x.array[:] = self._start
-                self.linear.solve(self._b.x.petsc_vec, self.u.x.petsc_vec)
+                self.new_matrix()
+                self._restart()
+                self.linear.solve(self.assemble_load().x.petsc_vec, self.u.x.petsc_vec)
             else:
-                if not self._warm_start:
-                    self.u.x.array[:] = self._start
+                self._restart()
                 self._matrices += 1
                 self._factors_of = -1  # Newton leaves the matrix of its last but one iterate
                 self.newton.solve()
             self.u.x.scatter_forward()
         self.counts["forward"] += 1
-        self._state = self._here()
+        self._state = self.here()
         return owned(self.u).copy()
-
-    def forward_many(
-        self, values: Values, scenarios: Sequence[Sequence[tuple[Input, Any]]]
-    ) -> tuple[np.ndarray, list[State]]:
-        """Solve for several settings of loads and boundary values at the same coefficient values.
-
-        Args:
-            values: As for `forward`.
-            scenarios: For each scenario, pairs (Function or Constant, owned or constant values) to put in; what a
-                scenario does not name keeps its present value.  Where none of them enters the matrix it is factorised
-                once, and all right-hand sides are solved for together.
-
-        Returns:
-            Owned solutions (n_scenarios, n_owned), and the state of each.
-
-        Collective.  The named Functions and Constants are as before afterwards; u holds the last solution.
-        """
-        inputs = list({id(f): f for scenario in scenarios for f, _ in scenario}.values())
-        before = [_values(f).copy() for f in inputs]
-        shared = self.affine and not any(f is g for f in inputs for g in self._matrix_inputs)
-        try:
-            if not shared:
-                rows, states = [], []
-                for scenario in scenarios:
-                    self._put_inputs(inputs, before, scenario)
-                    rows.append(self.forward(values))
-                    states.append(self.state)
-                return np.stack(rows), states
-            with self._restored_on_error():
-                self._set(values)
-                self._new_matrix()
-                loads = np.empty((len(owned(self._b)), len(scenarios)), order="F")
-                kept = []
-                for s, scenario in enumerate(scenarios):
-                    self._put_inputs(inputs, before, scenario)
-                    self._assemble_load()
-                    loads[:, s] = owned(self._b)
-                    kept.append(self._here())
-                solutions = self.linear.solve_block(loads)
-                states = []
-                for s, state in enumerate(kept):
-                    set_owned(self.u, solutions[:, s])
-                    states.append(State(state.matrix, self.u.x.array.copy(), state.functions, state.constants))
-            self.counts["forward"] += len(scenarios)
-            self._state = states[-1]
-            return np.ascontiguousarray(solutions.T), states
-        finally:
-            self._put_inputs(inputs, before, ())
 
     # -- first derivatives ---------------------------------------------------------------------------------
 
     def tangent(self, state: State, directions: Sequence[np.ndarray | None]) -> np.ndarray:
         """δu for changes δm_k (None: zero) of the coefficients at `state`; owned values, (n_owned,)."""
-        with self._at(state):
+        with self.at(state):
             self._put_directions(directions)
             return self._tangent(directions).copy()
 
@@ -258,95 +192,9 @@ class SteadySolver:
         Returns:
             For each coefficient the owned values of m̄_k.
         """
-        with self._at(state):
-            self._adjoint(gradient)
-            return self._gradients(gradient, self._all(wanted))
-
-    def adjoint_many(
-        self, states: Sequence[State], gradients: np.ndarray, wanted: Sequence[bool] | None = None
-    ) -> list[np.ndarray | None]:
-        """The sum over states of `adjoint(states[s], gradients[s])`; one block of solves where they share a matrix.
-
-        Args:
-            gradients: (n_states, n_owned).
-        """
-        wanted = self._all(wanted)
-        total: list[np.ndarray | None] = [None] * len(wanted)
-        shared = len({state.matrix for state in states}) == 1 < len(states)
-        multipliers = None
-        if shared:
-            with self._at(states[0]):
-                rhs = np.asfortranarray(gradients.T)
-                rhs[self._fixed_owned] = 0.0
-                multipliers = self.linear.solve_block(rhs, transpose=True)
-                self.counts["adjoint"] += len(states)
-        for s, state in enumerate(states):
-            with self._at(state):
-                if multipliers is None:
-                    self._adjoint(gradients[s])
-                else:
-                    set_owned(self._lambda, multipliers[:, s])
-                for k, part in enumerate(self._gradients(gradients[s], wanted)):
-                    if part is not None:
-                        total[k] = part if total[k] is None else total[k] + part
-        return total
-
-    # -- blocks of first derivatives -----------------------------------------------------------------------
-
-    def tangent_block(self, state: State, directions: Sequence[np.ndarray | None]) -> np.ndarray:
-        """δu for many directions at once, (n_owned, p): `directions[k]` holds p changes of m_k, (n_owned_k, p)."""
-        p = next(d.shape[1] for d in directions if d is not None)
-        with self._at(state):
-            rhs = np.zeros((len(owned(self._b)), p), order="F")
-            lifted = np.zeros_like(rhs)
-            for k, (trace, M) in enumerate(zip(self._traces, directions, strict=True)):
-                if M is None:
-                    continue
-                C = self.derivatives.matrix(k)
-                if C is not None:
-                    _subtract_products(C, M, rhs)
-                if trace is not None:
-                    dm = fem.Function(self.coefficients[k].function_space)
-                    for j in range(p):
-                        set_owned(dm, M[:, j])
-                        trace.lift(dm.x.array, lifted[:, j])
-            if any(trace is not None for trace in self._traces):
-                _subtract_products(self.derivatives.matrix_u(), lifted, rhs)
-            rhs[self._fixed_owned] = lifted[self._fixed_owned]
-            found = self.linear.solve_block(rhs)
-        self.counts["tangent"] += p
-        return found
-
-    def adjoint_block(
-        self, state: State, gradients: np.ndarray, wanted: Sequence[bool] | None = None
-    ) -> list[np.ndarray | None]:
-        """`adjoint` for many functionals at once: gradients (n_owned, r) ↦ for each coefficient (n_owned_k, r)."""
-        wanted = self._all(wanted)
-        out: list[np.ndarray | None] = [None] * len(wanted)
-        with self._at(state):
-            rhs = np.array(gradients, order="F")
-            rhs[self._fixed_owned] = 0.0
-            multipliers = self.linear.solve_block(rhs, transpose=True)
-            self.counts["adjoint"] += gradients.shape[1]
-            for k, m in enumerate(self.coefficients):
-                if not wanted[k]:
-                    continue
-                found = np.zeros((len(owned(m)), gradients.shape[1]), order="F")
-                C = self.derivatives.matrix(k)
-                if C is not None:
-                    _subtract_products(C, multipliers, found, transpose=True)
-                trace = self._traces[k]
-                if trace is not None:
-                    rest = np.array(gradients, order="F")
-                    _subtract_products(self.derivatives.matrix_u(), multipliers, rest, transpose=True)
-                    part = fem.Function(m.function_space)
-                    for j in range(gradients.shape[1]):
-                        part.x.array[:] = 0.0
-                        trace.add_transpose(rest[:, j], part.x.array)
-                        part.x.scatter_reverse(la.InsertMode.add)
-                        found[:, j] += owned(part)
-                out[k] = found
-        return out
+        with self.at(state):
+            self.multiplier(gradient)
+            return self.gradients(gradient, self.all(wanted))
 
     # -- second derivatives --------------------------------------------------------------------------------
 
@@ -367,11 +215,11 @@ class SteadySolver:
         Returns:
             δu, (n_owned,), and δm̄_k for each coefficient.  One tangent and two adjoint solves.
         """
-        wanted = self._all(wanted)
+        wanted = self.all(wanted)
         D = self.derivatives
-        with self._at(state):
-            self._adjoint(gradient)
-            set_owned(D.multiplier, owned(self._lambda))
+        with self.at(state):
+            self.multiplier(gradient)
+            set_owned(D.multiplier, owned(self.lagrange))
             self._put_directions(directions)
             du = self._tangent(directions).copy()
             set_owned(D.direction_u, du)
@@ -379,8 +227,8 @@ class SteadySolver:
             if gradient_direction is not None:
                 rest += gradient_direction
             parts = [owned(D.second(k)).copy() if wanted[k] else None for k in range(len(wanted))]
-            self._adjoint(rest)
-            found = self._gradients(rest, wanted)
+            self.multiplier(rest)
+            found = self.gradients(rest, wanted)
             out = [None if g is None or part is None else g - part for g, part in zip(found, parts, strict=True)]
         return du, out
 
@@ -391,13 +239,18 @@ class SteadySolver:
         self.derivatives.close()
         self.linear.close()
 
-    # -- parts of a solve ----------------------------------------------------------------------------------
+    # -- parts of a solve, for many.py -----------------------------------------------------------------------
 
-    def _set(self, values: Values) -> None:
+    def _restart(self) -> None:
+        if not self._warm_start:
+            self.u.x.array[:] = self._start
+
+    def set(self, values: Values) -> None:
+        """Put owned values into the coefficients."""
         for m, value in zip(self.coefficients, values, strict=True):
             set_owned(m, value)
 
-    def _new_matrix(self) -> None:
+    def new_matrix(self) -> None:
         """Assemble and factorise at what the Functions hold now."""
         self._factors_of = -1
         A = self.linear.A
@@ -408,12 +261,14 @@ class SteadySolver:
         self._matrices += 1
         self._factors_of = self._matrices
 
-    def _assemble_load(self) -> None:
+    def assemble_load(self) -> fem.Function:
+        """The right-hand side of an affine problem, boundary values included; a work Function."""
         b = self._b.x.petsc_vec
         self._b.x.array[:] = 0.0 if self._load is None else self._load.assembled()
         fem_petsc.apply_lifting(b, [self._J], bcs=[self.bcs])
         self._b.x.scatter_reverse(la.InsertMode.add)
         fem_petsc.set_bc(b, self.bcs)
+        return self._b
 
     def _put_directions(self, directions: Sequence[np.ndarray | None]) -> None:
         for dm, direction in zip(self.derivatives.directions, directions, strict=True):
@@ -428,40 +283,40 @@ class SteadySolver:
         for k, direction in enumerate(directions):
             if direction is not None:
                 D.add_tangent(k, rhs.x.array)
-                trace = self._traces[k]
+                trace = self.traces[k]
                 if trace is not None:
                     trace.lift(D.directions[k].x.array, boundary)
-        if any(trace is not None and d is not None for trace, d in zip(self._traces, directions, strict=True)):
+        if any(trace is not None and d is not None for trace, d in zip(self.traces, directions, strict=True)):
             moved = True
             set_owned(D.direction_u, boundary)
             D.add_lifting(rhs.x.array)
         rhs.x.scatter_reverse(la.InsertMode.add)
         owned(rhs)[:] *= -1.0
-        owned(rhs)[self._fixed_owned] = boundary[self._fixed_owned] if moved else 0.0
+        owned(rhs)[self.fixed_owned] = boundary[self.fixed_owned] if moved else 0.0
         if not self._warm_start:
             self._du.x.array[:] = 0.0
         self.linear.solve(rhs.x.petsc_vec, self._du.x.petsc_vec)
         self.counts["tangent"] += 1
         return owned(self._du)
 
-    def _adjoint(self, gradient: np.ndarray) -> None:
+    def multiplier(self, gradient: np.ndarray) -> None:
         """λ for a gradient ū, ghosts included."""
         rhs = self._b
         owned(rhs)[:] = gradient
-        owned(rhs)[self._fixed_owned] = 0.0
+        owned(rhs)[self.fixed_owned] = 0.0
         if not self._warm_start:
-            self._lambda.x.array[:] = 0.0
-        self.linear.solve_transpose(rhs.x.petsc_vec, self._lambda.x.petsc_vec)
-        self._lambda.x.scatter_forward()
+            self.lagrange.x.array[:] = 0.0
+        self.linear.solve_transpose(rhs.x.petsc_vec, self.lagrange.x.petsc_vec)
+        self.lagrange.x.scatter_forward()
         self.counts["adjoint"] += 1
 
-    def _gradients(self, gradient: np.ndarray, wanted: Sequence[bool]) -> list[np.ndarray | None]:
+    def gradients(self, gradient: np.ndarray, wanted: Sequence[bool]) -> list[np.ndarray | None]:
         """m̄_k at the λ at hand."""
         D = self.derivatives
-        D.multiplier.x.array[:] = self._lambda.x.array
+        D.multiplier.x.array[:] = self.lagrange.x.array
         out: list[np.ndarray | None] = [None] * len(wanted)
         rest: np.ndarray | None = None
-        for k, trace in enumerate(self._traces):
+        for k, trace in enumerate(self.traces):
             if not wanted[k]:
                 continue
             found = -owned(D.gradient(k))
@@ -475,12 +330,14 @@ class SteadySolver:
             out[k] = found
         return out
 
-    def _all(self, wanted: Sequence[bool] | None) -> Sequence[bool]:
+    def all(self, wanted: Sequence[bool] | None) -> Sequence[bool]:
+        """Which coefficients are wanted: all of them by default."""
         return [True] * len(self.coefficients) if wanted is None else wanted
 
     # -- states --------------------------------------------------------------------------------------------
 
-    def _here(self) -> State:
+    def here(self) -> State:
+        """What the Functions and Constants hold now."""
         return State(
             self._matrices,
             self.u.x.array.copy(),
@@ -489,7 +346,8 @@ class SteadySolver:
         )
 
     @contextmanager
-    def _restored_on_error(self) -> Iterator[None]:
+    def restored_on_error(self) -> Iterator[None]:
+        """u and the coefficients are as before where a solve fails."""
         touched = [self.u, *self.coefficients]
         before = [f.x.array.copy() for f in touched]
         try:
@@ -501,7 +359,7 @@ class SteadySolver:
             raise
 
     @contextmanager
-    def _at(self, state: State) -> Iterator[None]:
+    def at(self, state: State) -> Iterator[None]:
         """Put the solver at `state`, factors included, and put the users' Functions back afterwards."""
         functions = [self.u, *self._functions]
         before = [f.x.array.copy() for f in functions]
@@ -510,7 +368,7 @@ class SteadySolver:
         try:
             if self._factors_of != state.matrix:
                 stamp = self._matrices
-                self._new_matrix()
+                self.new_matrix()
                 self._matrices, self._factors_of = stamp, state.matrix
             yield
         finally:
@@ -522,57 +380,13 @@ class SteadySolver:
         for c, value in zip(self._constants, constants, strict=True):
             c.value = value
 
-    def _put_inputs(self, inputs: Sequence[Input], before: Values, scenario: Sequence[tuple[Input, Any]]) -> None:
-        for f, value in zip(inputs, before, strict=True):
-            _values(f)[...] = value
-        for f, value in scenario:
-            if isinstance(f, fem.Function):
-                set_owned(f, value)
-            else:
-                f.value[...] = value
-
     # -- set-up --------------------------------------------------------------------------------------------
 
     @cached_property
-    def _fixed_owned(self) -> np.ndarray:
+    def fixed_owned(self) -> np.ndarray:
         """Owned unrolled dofs with a Dirichlet condition."""
         return self._fixed[self._fixed < len(owned(self.u))]
 
     def _compile(self, form: ufl.Form) -> fem.Form:
         options = None if self._compiler is None else dict(self._compiler)  # DOLFINx changes the dictionary
         return fem.form(form, form_compiler_options=options, jit_options=dict(self._jit))
-
-
-class _Load:
-    """The load vector of an affine problem, assembled again only when a Function or Constant in it has changed."""
-
-    def __init__(self, form: fem.Form, expression: ufl.Form) -> None:
-        self._form = form
-        self._inputs: list[Input] = [*extract_coefficients(expression), *extract_constants(expression)]
-        self._seen: list[np.ndarray] | None = None
-        self._vector = np.empty(0)
-
-    def assembled(self) -> np.ndarray:
-        """Local values, contributions to ghosts not yet sent.  Not collective: each rank looks at its own part."""
-        now = [_values(f) for f in self._inputs]
-        if self._seen is None or not all(map(np.array_equal, now, self._seen)):
-            self._vector = fem.assemble_vector(self._form).array.copy()
-            self._seen = [a.copy() for a in now]
-        return self._vector
-
-
-def _values(f: Input) -> np.ndarray:
-    """The array in which a Function (local values) or Constant keeps its values."""
-    return f.x.array if isinstance(f, fem.Function) else f.value
-
-
-def _subtract_products(C: Any, X: np.ndarray, out: np.ndarray, *, transpose: bool = False) -> None:
-    """out −= C X (or Cᵀ X), column by column, owned rows."""
-    right, left = C.createVecs()
-    source, target = (left, right) if transpose else (right, left)
-    for j in range(X.shape[1]):
-        source.array[:] = X[:, j]
-        (C.multTranspose if transpose else C.mult)(source, target)
-        out[:, j] -= target.array_r
-    source.destroy()
-    target.destroy()
