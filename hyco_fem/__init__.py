@@ -18,6 +18,7 @@ from hyco_fem.game.curvature import MisfitHessian
 from hyco_fem.game.data import Data
 from hyco_fem.game.history import Record, Result
 from hyco_fem.game.hyco import Hyco
+from hyco_fem.game.least_squares import LeastSquaresResult, least_squares
 from hyco_fem.game.objective import Weights, scenario_misfit
 from hyco_fem.game.progress import BarProgress, TextProgress, progress
 from hyco_fem.io.fields import write_fields
@@ -26,7 +27,8 @@ from hyco_fem.io.meshes import read_mesh
 from hyco_fem.io.plots import Raster, save_figure, show
 from hyco_fem.io.sensors import Sensors, read_sensors, write_sensors
 from hyco_fem.models.coefficients import GaussianBumps, NeuralField, NodalField, Scalar, SineSeries, Sum
-from hyco_fem.models.physical import CoefficientError, PhysicalModel, Scenario
+from hyco_fem.models.experiments import Scenario
+from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.models.synthetic import (
     MLP,
     FourierFeatures,
@@ -39,7 +41,9 @@ from hyco_fem.models.synthetic import (
 )
 from hyco_fem.models.transforms import Bounded, Identity, Positive, Square, Transform
 from hyco_fem.parallel import limit_threads
+from hyco_fem.pde import catalogue
 from hyco_fem.pde.linear import SolveError
+from hyco_fem.pde.problem import Dirichlet, Flux, Problem, Robin
 from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.script import run_script
 from hyco_fem.verify import (
@@ -60,8 +64,10 @@ __all__ = [
     "Bounded",
     "CoefficientError",
     "Data",
+    "Dirichlet",
     "DofGhosts",
     "ErrorNorms",
+    "Flux",
     "FourierFeatures",
     "GaussianBumps",
     "HardBoundary",
@@ -71,6 +77,7 @@ __all__ = [
     "InputScaling",
     "InvarianceResult",
     "Jacobian",
+    "LeastSquaresResult",
     "MeshAndTags",
     "MisfitHessian",
     "NetworkOnly",
@@ -81,12 +88,14 @@ __all__ = [
     "PhysicsOnly",
     "Points",
     "Positive",
+    "Problem",
     "QuadratureGhosts",
     "RandomGhosts",
     "Raster",
     "Record",
     "ResNet",
     "Result",
+    "Robin",
     "Scalar",
     "Scenario",
     "Sensors",
@@ -104,9 +113,11 @@ __all__ = [
     "as_function",
     "bounding_box",
     "box_distance",
+    "catalogue",
     "dof_coordinates",
     "dot_product_test",
     "error_norms",
+    "least_squares",
     "limit_threads",
     "mesh_size",
     "output_folder",

@@ -27,6 +27,20 @@ class MeshAndTags(NamedTuple):
     facet_tags: dolfinx.mesh.MeshTags
     names: dict[str, tuple[int, int]]
 
+    def facets(self, name: str) -> np.ndarray:
+        """Local facets (ghosts included) of the physical group of this name.  Raises ValueError where there is none."""
+        return self._find(name, self.mesh.topology.dim - 1, self.facet_tags, "facets")
+
+    def cells(self, name: str) -> np.ndarray:
+        """Local cells (ghosts included) of the physical group of this name.  Raises ValueError where there is none."""
+        return self._find(name, self.mesh.topology.dim, self.cell_tags, "cells")
+
+    def _find(self, name: str, dim: int, tags: dolfinx.mesh.MeshTags, what: str) -> np.ndarray:
+        groups = {key: tag for key, (group_dim, tag) in self.names.items() if group_dim == dim}
+        if name not in groups:
+            raise ValueError(f"the mesh has no {what} named '{name}'; there are {sorted(groups) or 'none with a name'}")
+        return tags.find(groups[name])
+
 
 def coordinate_map(mesh: dolfinx.mesh.Mesh) -> Any:
     """The coordinate element of the (single) cell type of a mesh."""

@@ -39,6 +39,8 @@ class Data:
                 )
             if points.n == 0:
                 raise ValueError("there are no sensors")
+            if not points.found.any():
+                raise ValueError(f"none of the {points.n} sensors lies in the mesh")
             bad = np.flatnonzero(~np.isfinite(y).reshape(len(y), -1).all(axis=1))
             if len(bad):
                 raise ValueError(f"the value of sensor {bad[0]} is {y[bad[0]]}, which is not finite")
@@ -56,7 +58,8 @@ class Data:
         # Sensors that `Points` left out as outside the mesh take no part in the mean.
         self.values = torch.from_numpy(y[points.index])
         self.noise_std = torch.from_numpy(sigma[points.index].copy())
-        self._weights = 1.0 / (self.noise_std.square() * int(points.found.sum()))
+        self.n_found = int(points.found.sum())
+        self._weights = 1.0 / (self.noise_std.square() * self.n_found)
 
     def local_misfit(self, at_points: Tensor) -> Tensor:
         """This rank's summand of L = mean_i |u(x_i) − y_i|² / σ_i²."""
@@ -67,3 +70,8 @@ class Data:
             )
         square = (at_points - self.values).square()
         return self._weights @ (square if square.ndim == 1 else square.sum(1))
+
+    def residuals(self, at_points: Tensor) -> np.ndarray:
+        """(u(x_i) − y_i) / σ_i at all sensors in the mesh, (n_found,) or (n_found, k); replicated.  Collective."""
+        scaled = (at_points - self.values).detach().numpy().T / self.noise_std.numpy()
+        return self.points.gather(scaled.T)[self.points.found]

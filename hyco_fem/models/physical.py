@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from mpi4py import MPI
 
@@ -20,6 +21,8 @@ from hyco_fem.bridge.solve import solve, solve_many
 from hyco_fem.models.experiments import Scenario, batch_item, batch_size
 from hyco_fem.parallel import agreed, check_replicated, max_over_ranks, raise_together
 from hyco_fem.pde.linear import Options
+from hyco_fem.pde.problem import Problem
+from hyco_fem.pde.state import State
 from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.tensors import as_array
 
@@ -106,6 +109,31 @@ class PhysicalModel(nn.Module):
         for i in [observed] if isinstance(observed, int) else observed or ():
             self.observed = self.observed.sub(i)
 
+    @classmethod
+    def of(cls, problem: Problem, modules: Mapping[str, nn.Module] | None = None, **options: Any) -> PhysicalModel:
+        """The model of a ready problem (`hyco_fem.catalogue`).
+
+        Args:
+            problem: The problem.
+            modules: For each coefficient that is unknown, by its name in `problem.coefficients`, the module that gives
+                its values.  The others keep the values they hold.
+            options: Keyword arguments of `PhysicalModel`; by default `positive` and `observed` are the problem's.
+
+        Raises:
+            ValueError: the problem has no coefficient of that name.  Otherwise as `PhysicalModel`.
+        """
+        modules = {} if modules is None else dict(modules)
+        unknown = sorted(set(modules) - set(problem.coefficients))
+        if unknown:
+            raise ValueError(
+                f"{problem.name} has no coefficient named {', '.join(map(repr, unknown))}; it has "
+                f"{sorted(problem.coefficients)}"
+            )
+        options.setdefault("positive", [problem.coefficients[name] for name in problem.positive if name in modules])
+        options.setdefault("observed", problem.observed)
+        coefficients = {problem.coefficients[name]: module for name, module in modules.items()}
+        return cls(problem.F, problem.u, problem.bcs, coefficients, **options)
+
     @property
     def comm(self) -> MPI.Comm:
         """Communicator of the mesh."""
@@ -175,18 +203,23 @@ class PhysicalModel(nn.Module):
             settings = [scenario.settings(self._functions) for scenario in scenarios]
         return solve_many(self.solver, settings, *self.coefficient_values())
 
-    def jacobian(self, points: Points) -> Jacobian:
+    def jacobian(self, points: Points, *, state: State | None = None) -> Jacobian:
         """Solve, and differentiate the values at points by all parameters θ; no graph is kept.
+
+        With `state`, that of a solve made at this θ (`model.solver.state`), there is no new solve, and its factors are
+        used where they are still the last ones.
 
         By a block of tangent solves for all parameters at once, or by adjoints where there are fewer observations than
         parameters, or where a parameter is a field; `Jacobian.method` says which.  A parameter that the observations do
         not depend on has a column of zeros, and a warning.
         """
-        with torch.no_grad():
-            self.solve()
+        if state is None:
+            with torch.no_grad():
+                self.solve()
+            state = self.solver.state
         trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
         found = jacobian(
-            self.solver, self.solver.state, list(self.coefficients.values()), self._x, trainable, points, self.observed
+            self.solver, state, list(self.coefficients.values()), self._x, trainable, points, self.observed
         )
         scale = max_over_ranks(
             self.comm, [float(np.abs(found.matrix[:, s]).max(initial=0.0)) for s in found.columns.values()]

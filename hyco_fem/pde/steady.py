@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -83,8 +83,8 @@ class SteadySolver:
         self.bcs = list(bcs)
         self.coefficients = list(coefficients)
         self.comm = self.V.mesh.comm
-        self._compiler = form_compiler_options
-        self._jit = {**_JIT_TIMEOUT, **(jit_options or {})}
+        # Not a method: whoever keeps it must not keep the solver, since a cycle would wait for the collector.
+        compiled = partial(_compiled, form_compiler_options, {**_JIT_TIMEOUT, **(jit_options or {})})
         check.arguments(F, u, self.bcs, self.coefficients)
         self._functions = [f for f in extract_coefficients(F) if f is not u]
         self._constants = list(extract_constants(F))
@@ -95,12 +95,12 @@ class SteadySolver:
         matrix_inputs = extract_coefficients(jacobian)
         self.affine = u not in matrix_inputs
         self.matrix_inputs = [*matrix_inputs, *extract_constants(jacobian)]
-        self._J = self._compile(jacobian)
+        self._J = compiled(jacobian)
         A = fem_petsc.create_matrix(self._J)
         self._b, self.lagrange, self._du = (fem.Function(self.V) for _ in range(3))
         # F(u) = J u + F(0) where F is affine, so the right-hand side is −F with zero put in for u.
         at_zero = expand_derivatives(ufl.replace(expand_derivatives(F), {u: ufl.zero(u.ufl_shape)}))
-        self._load = Load(self._compile(-at_zero), at_zero) if self.affine and not at_zero.empty() else None
+        self._load = Load(compiled(-at_zero), at_zero) if self.affine and not at_zero.empty() else None
 
         self.traits = traits_of(A, self._J, self.bcs, [u, *self._functions], self._constants, self.V)
         given = dict(petsc_options or {})
@@ -121,9 +121,9 @@ class SteadySolver:
         self.newton: NewtonSolver | None = None
         if not self.affine:
             newton = {k: v for k, v in given.items() if k.startswith("snes_")}
-            self.newton = NewtonSolver(self._compile(F), self._J, A, u, self.bcs, self._b, {**options, **newton})
+            self.newton = NewtonSolver(compiled(F), self._J, A, u, self.bcs, self._b, {**options, **newton})
 
-        self.derivatives = Derivatives(F, u, self.coefficients, self._compile)
+        self.derivatives = Derivatives(F, u, self.coefficients, compiled)
         if self.coefficients:
             _ = self.derivatives.gradient_forms  # compiled now: whoever has coefficients wants adjoints
         self.traces = [
@@ -387,6 +387,7 @@ class SteadySolver:
         """Owned unrolled dofs with a Dirichlet condition."""
         return self._fixed[self._fixed < len(owned(self.u))]
 
-    def _compile(self, form: ufl.Form) -> fem.Form:
-        options = None if self._compiler is None else dict(self._compiler)  # DOLFINx changes the dictionary
-        return fem.form(form, form_compiler_options=options, jit_options=dict(self._jit))
+
+def _compiled(options: dict | None, jit: dict, form: ufl.Form) -> fem.Form:
+    # Copies, because DOLFINx changes the dictionaries.
+    return fem.form(form, form_compiler_options=None if options is None else dict(options), jit_options=dict(jit))

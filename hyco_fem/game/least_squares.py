@@ -1,0 +1,232 @@
+"""The physical model fitted to data by nonlinear least squares, with the Jacobian of tangent or adjoint solves.
+
+r_i(θ) = (u(x_i; θ) − y_i) / σ_i is made small by scipy's trust-region reflective method (Branch, Coleman, Li 1999), a
+Levenberg–Marquardt method that knows bounds.  Where the noise is Gaussian with standard deviation σ_i, the inverse of
+JᵀJ at the minimum estimates the covariance of θ (Laplace approximation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import optimize
+
+from hyco_fem.game.data import Data
+from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.parallel import agreed, is_distributed
+from hyco_fem.pde.linear import SolveError
+from hyco_fem.pde.state import State
+
+
+@dataclass(frozen=True)
+class LeastSquaresResult:
+    """The outcome of `least_squares`.  Replicated.
+
+    parameters: θ by name.  standard_errors: by name, of the same shapes; infinite where the data say nothing.
+    names: of the entries of the flattened θ, in the order of the columns of `jacobian`.
+    residuals: r at the end, (n·components,).  jacobian: ∂r/∂θ at the end, (n·components, p).
+    singular_values: of the Jacobian, falling; a small one is a combination of parameters that the sensors do not see,
+        the same row of `directions`, (p, p).
+    cost: mean of r², so about 1 where the model is right and σ known.  history: cost after each accepted step.
+    solves: values computed; jacobians: Jacobians computed.  converged, stop: whether and why it ended.
+    """
+
+    parameters: dict[str, Any]
+    standard_errors: dict[str, Any]
+    names: list[str]
+    residuals: np.ndarray
+    jacobian: np.ndarray
+    singular_values: np.ndarray
+    directions: np.ndarray
+    cost: float
+    history: list[float]
+    solves: int
+    jacobians: int
+    converged: bool
+    stop: str
+
+    def __str__(self) -> str:
+        width = max(map(len, self.names))
+        errors = np.concatenate([np.ravel(e) for e in self.standard_errors.values()])
+        values = np.concatenate([np.ravel(v) for v in self.parameters.values()])
+        rows = [f"{n:{width}s}  {v:12.6g} ± {e:.2g}" for n, v, e in zip(self.names, values, errors, strict=True)]
+        return "\n".join([*rows, f"mean square residual {self.cost:.4g} after {self.solves} solves: {self.stop}"])
+
+
+def least_squares(
+    physical: PhysicalModel,
+    data: Data,
+    *,
+    bounds: Mapping[str, tuple[Any, Any]] | None = None,
+    tolerance: float = 1e-8,
+    max_solves: int = 100,
+    callback: Callable[[float, int], object] | None = None,
+) -> LeastSquaresResult:
+    """Fit θ to the data by Levenberg–Marquardt steps; θ holds the best values afterwards.
+
+    Args:
+        physical: The model; θ starts from the values that its parameters hold.
+        data: Sensors, with their noise.
+        bounds: By name of a parameter, its lower and upper bounds, numbers or arrays of its shape.
+        tolerance: Of relative changes of the cost and of θ.
+        max_solves: Most values to compute.
+        callback: Called on every rank with the cost and the number of solves after each accepted step.
+
+    Raises:
+        ValueError: a parameter that is a field (use gradients: `PhysicsOnly`), an unknown name in bounds, a start
+            outside the bounds; on all ranks.
+        SolveError, CoefficientError: at the start.  A trial step that leads to one is shortened.
+
+    Collective.
+    """
+    fit = _Fit(physical, data, bounds, callback)
+    start = fit.theta()
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):  # scipy divides by residuals, which may be zero
+            found = optimize.least_squares(
+                fit.residuals,
+                start,
+                fit.jacobian,
+                bounds=fit.bounds,
+                method="trf",
+                x_scale="jac",
+                ftol=tolerance,
+                xtol=tolerance,
+                gtol=None,  # not relative to anything
+                max_nfev=max_solves,
+            )
+    except Exception:
+        fit.put(start)
+        raise
+    fit.put(found.x)
+    r, J = found.fun, found.jac
+    _, s, Vt = np.linalg.svd(J, full_matrices=False)
+    return LeastSquaresResult(
+        parameters=fit.by_name(found.x),
+        standard_errors=fit.by_name(_standard_errors(s, Vt)),
+        names=fit.names(),
+        residuals=r,
+        jacobian=J,
+        singular_values=s,
+        directions=Vt,
+        cost=float(np.mean(r**2)),
+        history=fit.history,
+        solves=fit.solves,
+        jacobians=fit.jacobians,
+        converged=found.status > 0,
+        stop=found.message.rstrip("."),
+    )
+
+
+def _standard_errors(s: np.ndarray, Vt: np.ndarray) -> np.ndarray:
+    """Square roots of the diagonal of (JᵀJ)⁻¹."""
+    seen = s > s.max(initial=0.0) * np.finfo(float).eps * max(Vt.shape)
+    errors = np.sqrt(((Vt[seen] / s[seen, None]) ** 2).sum(axis=0))
+    if seen.all() and len(s) == Vt.shape[1]:
+        return errors
+    # What the seen directions do not span is not determined.
+    hidden = 1.0 - (Vt[seen] ** 2).sum(axis=0)
+    return np.where(hidden > 1e-12, np.inf, errors)
+
+
+class _Fit:
+    """θ as one array; residuals and Jacobian as arrays that are equal on all ranks."""
+
+    def __init__(
+        self,
+        physical: PhysicalModel,
+        data: Data,
+        bounds: Mapping[str, tuple[Any, Any]] | None,
+        callback: Callable[[float, int], object] | None,
+    ) -> None:
+        self.physical, self.data, self.callback = physical, data, callback
+        self.parameters = {n: p for n, p in physical.named_parameters() if p.requires_grad}
+        with agreed(physical.comm):
+            if not self.parameters:
+                raise ValueError("there is no parameter to fit")
+            for name, p in self.parameters.items():
+                if is_distributed(p):
+                    raise ValueError(
+                        f"'{name}' is a field with a number for every dof, too many for a Jacobian; fit it by "
+                        "gradients (hyco_fem.PhysicsOnly)"
+                    )
+            self.bounds = self._bounds(bounds or {})
+        self.history: list[float] = []
+        self.solves = self.jacobians = 0
+        self._solved: tuple[np.ndarray, State, np.ndarray] | None = None  # θ, state and r of the last solve
+
+    def _bounds(self, given: Mapping[str, tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        unknown = sorted(set(given) - set(self.parameters))
+        if unknown:
+            raise ValueError(f"bounds name {unknown}, the parameters are {sorted(self.parameters)}")
+        lower, upper = [], []
+        for name, p in self.parameters.items():
+            low, high = (np.broadcast_to(b, p.shape).ravel() for b in given.get(name, (-np.inf, np.inf)))
+            value = p.detach().numpy().ravel()
+            if not (np.all(low < high) and np.all(value >= low) and np.all(value <= high)):
+                raise ValueError(f"the start of '{name}', {value}, does not lie within its bounds {low} and {high}")
+            lower.append(low)
+            upper.append(high)
+        return np.concatenate(lower), np.concatenate(upper)
+
+    def theta(self) -> np.ndarray:
+        return np.concatenate([p.detach().numpy().ravel() for p in self.parameters.values()])
+
+    def put(self, theta: np.ndarray) -> None:
+        start = 0
+        with torch.no_grad():
+            for p in self.parameters.values():
+                p.copy_(torch.from_numpy(theta[start : start + p.numel()].copy()).view_as(p))
+                start += p.numel()
+
+    def by_name(self, theta: np.ndarray) -> dict[str, Any]:
+        out, start = {}, 0
+        for name, p in self.parameters.items():
+            part = theta[start : start + p.numel()].reshape(tuple(p.shape))
+            out[name.removeprefix("coefficients.")] = float(part) if part.ndim == 0 else part.copy()
+            start += p.numel()
+        return out
+
+    def names(self) -> list[str]:
+        out = []
+        for name, p in self.parameters.items():
+            name = name.removeprefix("coefficients.")
+            out += [name if p.ndim == 0 else f"{name}[{','.join(map(str, i))}]" for i in np.ndindex(tuple(p.shape))]
+        return out
+
+    def residuals(self, theta: np.ndarray) -> np.ndarray:
+        """r, NaN where the PDE cannot be solved: the trust region is then made smaller."""
+        self.put(theta)
+        self.solves += 1
+        try:
+            with torch.no_grad():
+                values = self.physical(self.data.points)
+        except (CoefficientError, SolveError):
+            if self._solved is None:
+                raise
+            return np.full_like(self._solved[2], np.nan)
+        r = self.data.residuals(values).ravel()
+        self._solved = theta.copy(), self.physical.solver.state, r
+        return r
+
+    def jacobian(self, theta: np.ndarray) -> np.ndarray:
+        """∂r/∂θ, on the factors of the solve at θ where that was the last one."""
+        if self._solved is None or not np.array_equal(self._solved[0], theta):
+            self.residuals(theta)
+        assert self._solved is not None
+        self.put(theta)
+        _, state, r = self._solved
+        self.jacobians += 1
+        data = self.data
+        rows = self.physical.jacobian(data.points, state=state).matrix
+        # As many components at each sensor as there are residuals for one.
+        scaled = rows.reshape(len(data.points), len(r) // data.n_found, -1) / data.noise_std.numpy()[:, None, None]
+        self.history.append(float(np.mean(r**2)))
+        if self.callback is not None:
+            with agreed(self.physical.comm):
+                self.callback(self.history[-1], self.solves)
+        return data.points.gather(scaled)[data.points.found].reshape(len(r), -1)
