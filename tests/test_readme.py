@@ -1,0 +1,39 @@
+"""What the README shows runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mpi4py import MPI
+
+import numpy as np
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run(block: str) -> dict:
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_the_first_script_runs(comm: MPI.Comm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(TOP)
+    assert "rounds=1000" in BLOCKS[0]
+    names = run(BLOCKS[0].replace("rounds=1000", "rounds=3").replace("warm_up=200", "warm_up=2"))
+    assert names["result"].rounds == 3
+    assert "kappa.amplitudes" in capsys.readouterr().out
+
+
+def test_a_pde_of_ones_own_is_checked(comm: MPI.Comm, capsys: pytest.CaptureFixture) -> None:
+    names = run(BLOCKS[1])
+    printed = capsys.readouterr().out
+    assert "rate" in printed
+    assert "ok" in printed
+    jacobian = names["physical"].jacobian(names["points"])
+    assert jacobian.matrix.shape == (len(names["points"]), 3)
+    assert comm.allreduce(float(np.abs(jacobian.matrix).sum())) > 0
+    assert names["physical"].coefficients["kappa"].amplitudes.grad is not None
