@@ -21,7 +21,7 @@ from dolfinx import fem, mesh
 from dolfinx.fem import petsc as fem_petsc
 
 import hyco_fem as hf
-from hyco_fem.pde.choice import default_options
+from hyco_fem.pde.choice import Traits, default_options
 from hyco_fem.pde.linear import OptionSet
 
 A0, C0, W0 = 2.0, np.array([0.4, 0.6]), 0.3
@@ -56,7 +56,9 @@ class Direct:
         self.g = fem.form(v * ufl.inner(ufl.grad(p.u), ufl.grad(self.adjoint)) * ufl.dx)
         self.A = fem_petsc.create_matrix(self.a)
         self.b, self.dk = fem.Function(p.V), fem.Function(p.V)
-        options = OptionSet(default_options(p.V.dofmap.index_map.size_global, 1))
+        self.A.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        n = p.V.dofmap.index_map.size_global
+        options = OptionSet(default_options(Traits(n, ranks=1, tdim=2, symmetric=True, positive=True)))
         self.ksp = PETSc.KSP().create(MPI.COMM_SELF)
         self.ksp.setOptionsPrefix(options.prefix)
         self.ksp.setOperators(self.A)
@@ -83,7 +85,7 @@ class Direct:
         r = self.B @ p.u.x.array - p.y
         self.b.x.array[:] = self.B.T @ (2.0 * r / len(r))
         self.b.x.array[p.dofs] = 0.0
-        self.ksp.solveTranspose(b, self.adjoint.x.petsc_vec)
+        self.ksp.solve(b, self.adjoint.x.petsc_vec)  # A is symmetric
         self.dk.x.array[:] = 0.0
         fem_petsc.assemble_vector(self.dk.x.petsc_vec, self.g)
         m = -self.dk.x.array * e

@@ -238,6 +238,8 @@ class _Observe(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple:  # type: ignore[override]
+        if not torch.is_grad_enabled():
+            return torch.from_numpy(ctx.observation.transpose(as_array(w))), None
         return _ObserveTranspose.apply(w, ctx.observation), None
 
     @staticmethod

@@ -57,6 +57,8 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple:  # type: ignore[override]
         wanted = tuple(ctx.needs_input_grad[1:])
+        if not torch.is_grad_enabled():  # no graph of this backward is wanted, so none of its cost
+            return None, *_tensors(ctx.solver.adjoint(ctx.state, as_array(gradient), wanted))
         found = iter(_Adjoint.apply(ctx.solver, ctx.state, wanted, gradient, *ctx.saved_tensors))
         return None, *(next(found) if w else None for w in wanted)
 

@@ -6,6 +6,7 @@ its objective finds a number that is not finite, the step is taken back and the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -50,8 +51,9 @@ class AdamStep:
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.steps >= 1):
-            raise ValueError(f"AdamStep needs lr > 0 and steps >= 1, not lr={self.lr}, steps={self.steps}")
+        if not (0 < self.lr < math.inf):
+            raise ValueError(f"the learning rate of AdamStep must be finite and positive, not {self.lr}")
+        _check_steps(self.steps)
 
     def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh Adam, as one fused kernel."""
@@ -69,9 +71,20 @@ class TorchStep:
     factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     steps: int = 1
 
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
     def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """What the factory makes."""
-        return self.factory(parameters)
+        optimiser = self.factory(parameters)
+        if not isinstance(optimiser, torch.optim.Optimizer) or isinstance(optimiser, torch.optim.LBFGS):
+            raise TypeError(f"TorchStep needs a first-order torch optimiser, not {type(optimiser).__name__}")
+        return optimiser
+
+
+def _check_steps(steps: int) -> None:
+    if int(steps) != steps or steps < 1:
+        raise ValueError(f"an answer must have at least one step, not steps={steps}")
 
 
 @dataclass(frozen=True)
@@ -97,10 +110,15 @@ class Player:
         self._memory: _Memory | None = None
 
     def look(self, local_objective: Tensor) -> Look:
-        """Objective (summed over ranks) and gradient (left in .grad) from this rank's summand.  Collective."""
+        """Objective (summed over ranks) and gradient (left in .grad) from this rank's summand.  Collective.
+
+        An objective that is not finite has no gradient: an adjoint solve would fail on it.
+        """
         total = sum_over_ranks(local_objective, self.comm)
         for p in self.parameters:
             p.grad = None
+        if not math.isfinite(float(total.detach())):
+            return Look(float(total.detach()), math.nan)
         if self.parameters and total.requires_grad:
             total.backward(inputs=self.parameters)
         sum_gradients(self.parameters, self.comm)
@@ -171,12 +189,13 @@ class _Memory:
         return True
 
     def restore(self, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
-        """Put the copies back; an optimiser that had no state then starts afresh."""
+        """Put the copies back; an optimiser whose state had other tensors then, or none, starts afresh."""
         keys, live = _tensors(parameters, optimiser)
+        n = len(live)
         if keys != self._keys:
             optimiser.state.clear()
-            live = live[: len(self._copies)]
-        torch._foreach_copy_(live, self._copies)
+            n = len(parameters)
+        torch._foreach_copy_(live[:n], self._copies[:n])
 
 
 def _tensors(parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> tuple[list[Any], list[Tensor]]:

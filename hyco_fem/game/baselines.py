@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from mpi4py import MPI
 
@@ -14,7 +16,7 @@ from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, run
 from hyco_fem.game.objective import network_values
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
-from hyco_fem.parallel import check_replicated
+from hyco_fem.parallel import agreed, check_replicated
 from hyco_fem.pde.linear import SolveError
 
 
@@ -32,26 +34,37 @@ class _Alone:
     def _objective(self) -> Tensor:
         raise NotImplementedError
 
-    def _record(self, number: int, look: Look) -> Record:
+    def _record(self, number: int, look: Look, parameters: dict[str, Any]) -> Record:
         raise NotImplementedError
 
     def round(self, number: int) -> Record | None:
         """One answer of the player."""
-        record_parameters = parameter_values(self.model, self.comm, LONGEST_IN_HISTORY)
-        try:
+        parameters = self._parameters()
+        with self._undone_on_error():
             look = self.player.answer_to(self._objective)
+        return self._record(number, look, parameters) if look.finite else None
+
+    def look(self, number: int) -> Record | None:
+        """The state as it is; None where it is not finite and the last step had to be taken back."""
+        with self._undone_on_error():
+            look = self.player.look(self._objective())
+        if not look.finite:
+            self.player.take_back()
+            return None
+        return self._record(number, look, self._parameters())
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Where θ has led to a PDE that cannot be solved, undo the step that led there."""
+        try:
+            yield
         except (CoefficientError, SolveError):
             self.player.undo()
             raise
-        return self._with(self._record(number, look), record_parameters) if look.finite else None
 
-    def look(self, number: int) -> Record:
-        """The state as it is."""
-        look = self.player.look(self._objective())
-        return self._with(self._record(number, look), parameter_values(self.model, self.comm, LONGEST_IN_HISTORY))
-
-    def _with(self, record: Record, parameters: dict) -> Record:
-        return Record(**{**vars(record), "parameters": parameters if isinstance(self, PhysicsOnly) else {}})
+    def _parameters(self) -> dict[str, Any]:
+        """What the history keeps of the parameters: θ, but not the weights of a network."""
+        return {}
 
     def run(self, rounds: int, *, tolerance: float | None = None, callbacks: Sequence[Callback] = ()) -> Result:
         """Play rounds; see `hyco_fem.game.loop.run`.  Collective."""
@@ -68,8 +81,13 @@ class PhysicsOnly(_Alone):
     def _objective(self) -> Tensor:
         return self.data.local_misfit(self.physical(self.data.points))
 
-    def _record(self, number: int, look: Look) -> Record:
-        return Record(number, misfit_physical=look.objective, gradient_physical=look.gradient_norm)
+    def _parameters(self) -> dict[str, Any]:
+        return parameter_values(self.model, self.comm, LONGEST_IN_HISTORY)
+
+    def _record(self, number: int, look: Look, parameters: dict[str, Any]) -> Record:
+        return Record(
+            number, misfit_physical=look.objective, gradient_physical=look.gradient_norm, parameters=parameters
+        )
 
 
 class NetworkOnly(_Alone):
@@ -79,7 +97,8 @@ class NetworkOnly(_Alone):
         super().__init__("synthetic", synthetic, data, answer or AdamStep(1e-3))
 
     def _objective(self) -> Tensor:
-        return self.data.local_misfit(network_values(self.model, self.data.points.x))
+        with agreed(self.comm):
+            return self.data.local_misfit(network_values(self.model, self.data.points.x))
 
-    def _record(self, number: int, look: Look) -> Record:
+    def _record(self, number: int, look: Look, parameters: dict[str, Any]) -> Record:
         return Record(number, misfit_synthetic=look.objective, gradient_synthetic=look.gradient_norm)

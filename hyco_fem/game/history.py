@@ -91,13 +91,24 @@ class Result:
 
         Collective.  Raises OSError on all ranks where the folder cannot be written.
         """
-        folder = output_folder(folder, comm)
+        write_summary(folder, comm, self.summary() | (extra or {}))
+        folder = Path(folder)
         with agreed(comm):
             if comm.rank == 0:
-                text = json.dumps(self.summary() | _plain(extra or {}), indent=2) + "\n"
-                replace_file(folder / "summary.json", lambda p: p.write_text(text))
                 table = history_csv(self.history)
-                replace_file(folder / "history.csv", lambda p: p.write_text(table))
+                replace_file(folder / "history.csv", lambda p: p.write_text(table, encoding="utf-8"))
+
+
+def write_summary(folder: str | Path, comm: MPI.Comm, entries: dict[str, Any]) -> None:
+    """Write summary.json into a folder, whole or not at all; NaN becomes null, arrays lists.
+
+    Collective.  Raises OSError on all ranks where the folder cannot be written.
+    """
+    folder = output_folder(folder, comm)
+    with agreed(comm):
+        if comm.rank == 0:
+            text = json.dumps(_plain(entries), indent=2) + "\n"
+            replace_file(folder / "summary.json", lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def history_csv(history: list[Record]) -> str:
@@ -136,7 +147,7 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

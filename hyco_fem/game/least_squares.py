@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from mpi4py import MPI
 
 import numpy as np
 import torch
 from scipy import optimize
 
 from hyco_fem.game.data import Data
+from hyco_fem.game.history import write_summary
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, is_distributed
 from hyco_fem.pde.linear import SolveError
@@ -48,6 +52,11 @@ class LeastSquaresResult:
     jacobians: int
     converged: bool
     stop: str
+
+    def save(self, folder: str | Path, comm: MPI.Comm = MPI.COMM_WORLD, extra: dict[str, Any] | None = None) -> None:
+        """Write summary.json, with the entries of `extra`, into a folder.  Collective; raises OSError on all ranks."""
+        kept = ("parameters", "standard_errors", "singular_values", "cost", "history", "solves", "converged", "stop")
+        write_summary(folder, comm, {name: getattr(self, name) for name in kept} | (extra or {}))
 
     def __str__(self) -> str:
         width = max(map(len, self.names))

@@ -18,6 +18,9 @@ from hyco_fem.parallel import agreed, any_rank
 # After so many steps in a row that had to be taken back, halving the learning rate will not help.
 _PATIENCE = 20
 
+# Each has at most one last step to take back.
+_PLAYERS = 2
+
 # A coefficient with more numbers than this is a field or a network: the history keeps its root mean square.
 LONGEST_IN_HISTORY = 64
 
@@ -48,8 +51,8 @@ class Trainer(Protocol):
     def round(self, number: int) -> Record | None:
         """Play a round; its record, or None where a step was taken back."""
 
-    def look(self, number: int) -> Record:
-        """The record of the state as it is; nothing moves."""
+    def look(self, number: int) -> Record | None:
+        """The record of the state as it is; None where it is not finite and the last step was taken back."""
 
 
 def run(
@@ -78,7 +81,7 @@ def run(
     stop = "rounds"
     first: np.ndarray | None = None
     with trainer.clock("total"):
-        for _ in range(rounds):
+        for _ in range(int(rounds)):
             record = trainer.round(trainer.next_round)
             trainer.next_round += 1
             if record is None:
@@ -99,16 +102,27 @@ def run(
             if tolerance is not None and np.all(gradients <= tolerance * first):
                 stop = "tolerance"
                 break
-        final = trainer.look(trainer.next_round)
+        final, taken_back = _final(trainer)
     history.append(final)
     return Result(
         parameters=parameter_values(trainer.model, trainer.comm),
         history=history,
         nash_residual=(final.gradient_physical, final.gradient_synthetic),
         rounds=len(history) - 1,
-        rolled_back=rolled_back,
+        rolled_back=rolled_back + taken_back,
         stop=stop,
         timings=dict(trainer.clock.seconds),
+    )
+
+
+def _final(trainer: Trainer) -> tuple[Record, int]:
+    """The record of the state at the end, and how many of the last steps had to be taken back for it."""
+    for taken_back in range(_PLAYERS + 1):
+        record = trainer.look(trainer.next_round)
+        if record is not None:
+            return record, taken_back
+    raise FloatingPointError(
+        "the objective is not finite at the end, though the last step of each player was taken back"
     )
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from hyco_fem.bridge.ghosts import GhostPoints
 from hyco_fem.bridge.points import Points
 from hyco_fem.game.data import Data
-from hyco_fem.models.physical import PhysicalModel, Scenario
+from hyco_fem.models.experiments import Scenario
+from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.parallel import agreed
 
 

@@ -18,20 +18,24 @@ def write_fields(path: str | Path, functions: Sequence[fem.Function]) -> Path:
 
     Args:
         path: Ends in .xdmf; the HDF5 file stands beside it.
-        functions: With different names; of degree one, or the degree of the mesh (XDMF can hold no other): interpolate
-            others first.
+        functions: With different names, on one mesh, of degree one (XDMF can hold no other): interpolate others first.
 
     Raises:
-        ValueError: no function, a repeated name, or a degree that XDMF cannot hold.  OSError: not writable.
+        ValueError: another ending, no function, a repeated name, two meshes, or a degree that XDMF cannot hold.
+        OSError: not writable.
 
     Collective.
     """
     path = Path(path)
     names = [f.name for f in functions]
+    if path.suffix != ".xdmf":
+        raise ValueError(f"the name of an XDMF file ends in .xdmf, not '{path.name}'")
     if not functions or len(set(names)) < len(names):
         raise ValueError(f"write_fields needs Functions with different names, not {names}")
     mesh = functions[0].function_space.mesh
     for f in functions:
+        if f.function_space.mesh is not mesh:
+            raise ValueError(f"'{f.name}' and '{functions[0].name}' are on different meshes: write a file for each")
         if f.function_space.element.basix_element.degree > 1:
             raise ValueError(f"XDMF holds P1 fields; interpolate '{f.name}' into ('Lagrange', 1) first")
     folder = output_folder(path.parent, mesh.comm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from mpi4py import MPI
@@ -33,6 +34,10 @@ def read_mesh(
     with agreed(comm):
         if comm.rank == 0 and not path.is_file():
             raise OSError(f"the mesh file '{path}' is not there")
+        if mesh_size is not None and not (path.suffix == ".geo" and 0 < mesh_size < math.inf):
+            raise ValueError(
+                f"mesh_size is the mesh size of a .geo file, a positive length; got {mesh_size} for '{path}'"
+            )
         try:
             import gmsh
         except ImportError as error:

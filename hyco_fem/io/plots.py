@@ -43,8 +43,14 @@ class Raster:
 
     def image(self, field: fem.Function | nn.Module | Callable[[Tensor], Tensor]) -> np.ndarray:
         """Values of a scalar field as an image (ny, nx), bottom row first, NaN outside; replicated.  Collective."""
-        with torch.no_grad():
-            values = self.points.evaluate(field) if isinstance(field, fem.Function) else field(self.points.x)
+        values = self.points.evaluate(field) if isinstance(field, fem.Function) else None
+        with torch.no_grad(), agreed(self.points.comm):
+            if values is None:
+                values = field(self.points.x)
+            if values.numel() != len(self.points):
+                raise ValueError(
+                    f"a picture shows a scalar field, not one with values of shape {tuple(values.shape[1:])}"
+                )
         return self.points.gather(values.reshape(-1)).reshape(self.shape)
 
 

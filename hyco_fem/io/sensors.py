@@ -87,13 +87,14 @@ def _parse(path: Path) -> Sensors:
         raise ValueError(f"{path} has no sensors: it needs a header line and one line a sensor")
     header = [name.strip() for name in next(csv.reader([kept[0][1]]))]
     coordinates = [c for c in _COORDINATES if c in header]
-    vector = sorted((c for c in header if c.startswith("value_")), key=lambda c: (len(c), c))
-    values = ["value"] if "value" in header else vector
-    if not coordinates or coordinates != list(_COORDINATES[: len(coordinates)]) or not values:
+    components = sum(c.startswith("value_") for c in header)
+    values = ["value"] if "value" in header else [f"value_{i}" for i in range(components)]
+    wanted = [*_COORDINATES[: len(coordinates)], *values]
+    if not coordinates or not values or not set(wanted) <= set(header):
         raise ValueError(f"{path}: the header needs x[, y[, z]] and value (or value_0, value_1, …), it has {header}")
     if len(set(header)) < len(header):
         raise ValueError(f"{path}: a column stands twice in the header {header}")
-    wanted = coordinates + values + (["noise_std"] if "noise_std" in header else [])
+    wanted += ["noise_std"] if "noise_std" in header else []
     rows = []
     for number, line in kept[1:]:
         cells = next(csv.reader([line]))
@@ -123,16 +124,39 @@ def _number(text: str, path: Path, line: int, column: str) -> float:
 def write_sensors(
     path: str | Path, x: Any, values: Any, noise_std: Any, comment: str = "", comm: MPI.Comm = MPI.COMM_WORLD
 ) -> None:
-    """Write a table that `read_sensors` reads; x (n, d), values (n,), noise_std (n,) or a number.  Collective."""
+    """Write a table that `read_sensors` reads, with ten digits.  Collective.
+
+    Args:
+        path: The CSV file.
+        x: (n, d).  values: (n,) or (n, k).  noise_std: (n,) or a number; None where there is none.
+        comment: Lines for the head of the file.
+
+    Raises:
+        ValueError: the shapes do not fit.  OSError: not writable.  On all ranks.
+    """
     with agreed(comm):
         if comm.rank == 0:
             x, values = np.asarray(x), np.asarray(values)
+            noise = None if noise_std is None else np.asarray(noise_std)
+            if (
+                x.ndim != 2
+                or values.ndim not in (1, 2)
+                or len(values) != len(x)
+                or (noise is not None and noise.shape not in ((), (len(x),)))
+            ):
+                raise ValueError(
+                    f"x must be (n, d), values (n,) or (n, k), noise_std a number or (n,); their shapes are {x.shape}, "
+                    f"{values.shape}, {np.shape(noise_std)}"
+                )
+            names = ["value"] if values.ndim == 1 else [f"value_{i}" for i in range(values.shape[1])]
+            columns = [*x.T, *np.atleast_2d(values.T)]
+            if noise is not None:
+                names.append("noise_std")
+                columns.append(np.broadcast_to(noise, len(x)))
             out = io.StringIO()
             for line in comment.splitlines():
                 out.write(f"# {line}\n")
             writer = csv.writer(out, lineterminator="\n")
-            writer.writerow([*_COORDINATES[: x.shape[1]], "value", "noise_std"])
-            noise = np.broadcast_to(noise_std, values.shape)
-            for point, value, sigma in zip(x, values, noise, strict=True):
-                writer.writerow([*(f"{c:.10g}" for c in point), f"{value:.10g}", f"{sigma:.10g}"])
-            replace_file(path, lambda p: p.write_text(out.getvalue()))
+            writer.writerow([*_COORDINATES[: x.shape[1]], *names])
+            writer.writerows([f"{entry:.10g}" for entry in row] for row in zip(*columns, strict=True))
+            replace_file(path, lambda p: p.write_text(out.getvalue(), encoding="utf-8"))

@@ -23,6 +23,8 @@ from dolfinx.fem import petsc as fem_petsc
 from ufl.algorithms import expand_derivatives
 from ufl.algorithms.analysis import extract_coefficients
 
+from hyco_fem.pde.vectors import local
+
 Compile = Callable[[ufl.Form], fem.Form]
 
 
@@ -179,8 +181,8 @@ class Derivatives:
 
 
 def _assembled(form: fem.Form | None, out: fem.Function) -> fem.Function:
-    out.x.array[:] = 0.0
+    local(out)[:] = 0.0
     if form is not None:
-        fem.assemble_vector(out.x.array, form)
+        fem.assemble_vector(local(out), form)
         out.x.scatter_reverse(la.InsertMode.add)
     return out

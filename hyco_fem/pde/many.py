@@ -15,7 +15,7 @@ from dolfinx import fem, la
 
 from hyco_fem.pde.state import Input, State, input_values
 from hyco_fem.pde.steady import SteadySolver
-from hyco_fem.pde.vectors import owned, set_owned
+from hyco_fem.pde.vectors import local, owned, set_owned
 
 Setting = Sequence[tuple[Input, Any]]
 
@@ -45,7 +45,7 @@ def tangent_block(solver: SteadySolver, state: State, directions: Sequence[np.nd
             if trace is not None:
                 for j in range(p):
                     set_owned(D.directions[k], changes[:, j])
-                    trace.lift(D.directions[k].x.array, lifted[:, j])
+                    trace.lift(local(D.directions[k]), lifted[:, j])
         if any(trace is not None for trace in solver.traces):
             _subtract_products(D.matrix_u(), lifted, rhs)
         rhs[solver.fixed_owned] = lifted[solver.fixed_owned]
@@ -76,8 +76,8 @@ def adjoint_block(
                 _subtract_products(D.matrix_u(), multipliers, rest, transpose=True)
                 part = fem.Function(m.function_space)
                 for j in range(gradients.shape[1]):
-                    part.x.array[:] = 0.0
-                    trace.add_transpose(rest[:, j], part.x.array)
+                    local(part)[:] = 0.0
+                    trace.add_transpose(rest[:, j], local(part))
                     part.x.scatter_reverse(la.InsertMode.add)
                     found[:, j] += owned(part)
             out[k] = found
@@ -159,7 +159,7 @@ def _forward_shared(
         solutions = solver.linear.solve_block(loads)
     for s, state in enumerate(states):
         set_owned(solver.u, solutions[:, s])
-        states[s] = State(state.matrix, solver.u.x.array.copy(), state.functions, state.constants)
+        states[s] = State(state.matrix, local(solver.u).copy(), state.functions, state.constants)
     solver.counts["forward"] += len(settings)
     return np.ascontiguousarray(solutions.T), states
 

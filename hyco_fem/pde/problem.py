@@ -174,14 +174,16 @@ class Draft:
 
     def natural(self, u: Any, v: Any) -> ufl.Form:
         """The boundary integrals of the Flux and Robin conditions, to be added to the residual."""
+        total = ufl.Form([])
         chosen = [i for i, c in enumerate(self._conditions) if not isinstance(c, Dirichlet)]
+        if not chosen:
+            return total
         # One set of tags for all: DOLFINx takes no more for each kind of integral.
-        facets = np.concatenate([self._facets[i] for i in chosen] or [np.empty(0, dtype=np.int32)])
-        values = np.concatenate([np.full(len(self._facets[i]), i) for i in chosen] or [np.empty(0)]).astype(np.int32)
+        facets = np.concatenate([self._facets[i] for i in chosen])
+        values = np.concatenate([np.full(len(self._facets[i]), i, dtype=np.int32) for i in chosen])
         order = np.argsort(facets)
         tags = dmesh.meshtags(self.mesh, self.mesh.topology.dim - 1, facets[order], values[order])
         ds = ufl.Measure("ds", domain=self.mesh, subdomain_data=tags)
-        total = ufl.Form([])
         for i in chosen:
             c, label = self._conditions[i], self._labels[i]
             if isinstance(c, Flux):
@@ -264,11 +266,14 @@ class Draft:
             elif callable(c.facets):
                 facets = dmesh.locate_entities_boundary(mesh, fdim, c.facets)
             else:
-                given = np.unique(np.asarray(c.facets))
+                given = np.asarray(c.facets)
+                # A mask is not a list of indices.
+                given = np.full(1, -1.0) if given.dtype == bool else np.unique(given.astype(np.float64))
                 good = (given >= 0) & (given < n_local) & (given == np.floor(given))
                 strange[i] = np.count_nonzero(~good)
                 facets = given[good]
-            found.append(facets.astype(np.int32))
+            facets = facets.astype(np.int32)
+            found.append(facets)
             masks[i, facets[facets < n_owned]] = True
             interior[i] = np.count_nonzero(masks[i] & ~exterior)
         overlaps = masks.astype(np.int64) @ masks.T.astype(np.int64)

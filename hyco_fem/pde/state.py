@@ -9,6 +9,8 @@ import ufl
 from dolfinx import fem
 from ufl.algorithms.analysis import extract_coefficients, extract_constants
 
+from hyco_fem.pde.vectors import local
+
 # What a form depends on and a user may change.
 Input = fem.Function | fem.Constant
 
@@ -47,4 +49,4 @@ class Load:
 
 def input_values(f: Input) -> np.ndarray:
     """The array in which a Function (local values) or Constant keeps its values."""
-    return f.x.array if isinstance(f, fem.Function) else f.value
+    return local(f) if isinstance(f, fem.Function) else f.value

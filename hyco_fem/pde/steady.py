@@ -35,7 +35,7 @@ from hyco_fem.pde.linear import LinearSolver, Options, SolveError
 from hyco_fem.pde.newton import NewtonSolver
 from hyco_fem.pde.state import Load, State
 from hyco_fem.pde.traits import near_null_space, traits_of
-from hyco_fem.pde.vectors import owned, set_owned
+from hyco_fem.pde.vectors import local, owned, set_owned
 
 # Other ranks wait for rank 0's compiler; the default of ten seconds is too short on a loaded node.
 _JIT_TIMEOUT = {"timeout": 600}
@@ -88,7 +88,7 @@ class SteadySolver:
         check.arguments(F, u, self.bcs, self.coefficients)
         self._functions = [f for f in extract_coefficients(F) if f is not u]
         self._constants = list(extract_constants(F))
-        self._start = u.x.array.copy()
+        self._start = local(u).copy()
         self._warm_start = warm_start
 
         jacobian = expand_derivatives(ufl.derivative(F, u))
@@ -243,7 +243,7 @@ class SteadySolver:
 
     def _restart(self) -> None:
         if not self._warm_start:
-            self.u.x.array[:] = self._start
+            local(self.u)[:] = self._start
 
     def set(self, values: Values) -> None:
         """Put owned values into the coefficients."""
@@ -264,7 +264,7 @@ class SteadySolver:
     def assemble_load(self) -> fem.Function:
         """The right-hand side of an affine problem, boundary values included; a work Function."""
         b = self._b.x.petsc_vec
-        self._b.x.array[:] = 0.0 if self._load is None else self._load.assembled()
+        local(self._b)[:] = 0.0 if self._load is None else self._load.assembled()
         fem_petsc.apply_lifting(b, [self._J], bcs=[self.bcs])
         self._b.x.scatter_reverse(la.InsertMode.add)
         fem_petsc.set_bc(b, self.bcs)
@@ -277,24 +277,24 @@ class SteadySolver:
     def _tangent(self, directions: Sequence[np.ndarray | None]) -> np.ndarray:
         """δu at the directions put in; a view of a work Function."""
         D, rhs = self.derivatives, self._b
-        rhs.x.array[:] = 0.0
+        local(rhs)[:] = 0.0
         boundary = np.zeros(len(owned(self.u)))
         moved = False
         for k, direction in enumerate(directions):
             if direction is not None:
-                D.add_tangent(k, rhs.x.array)
+                D.add_tangent(k, local(rhs))
                 trace = self.traces[k]
                 if trace is not None:
-                    trace.lift(D.directions[k].x.array, boundary)
+                    trace.lift(local(D.directions[k]), boundary)
         if any(trace is not None and d is not None for trace, d in zip(self.traces, directions, strict=True)):
             moved = True
             set_owned(D.direction_u, boundary)
-            D.add_lifting(rhs.x.array)
+            D.add_lifting(local(rhs))
         rhs.x.scatter_reverse(la.InsertMode.add)
         owned(rhs)[:] *= -1.0
         owned(rhs)[self.fixed_owned] = boundary[self.fixed_owned] if moved else 0.0
         if not self._warm_start:
-            self._du.x.array[:] = 0.0
+            local(self._du)[:] = 0.0
         self.linear.solve(rhs.x.petsc_vec, self._du.x.petsc_vec)
         self.counts["tangent"] += 1
         return owned(self._du)
@@ -305,7 +305,7 @@ class SteadySolver:
         owned(rhs)[:] = gradient
         owned(rhs)[self.fixed_owned] = 0.0
         if not self._warm_start:
-            self.lagrange.x.array[:] = 0.0
+            local(self.lagrange)[:] = 0.0
         self.linear.solve_transpose(rhs.x.petsc_vec, self.lagrange.x.petsc_vec)
         self.lagrange.x.scatter_forward()
         self.counts["adjoint"] += 1
@@ -313,7 +313,7 @@ class SteadySolver:
     def gradients(self, gradient: np.ndarray, wanted: Sequence[bool]) -> list[np.ndarray | None]:
         """m̄_k at the λ at hand."""
         D = self.derivatives
-        D.multiplier.x.array[:] = self.lagrange.x.array
+        local(D.multiplier)[:] = local(self.lagrange)
         out: list[np.ndarray | None] = [None] * len(wanted)
         rest: np.ndarray | None = None
         for k, trace in enumerate(self.traces):
@@ -324,7 +324,7 @@ class SteadySolver:
                 if rest is None:
                     rest = gradient - owned(D.gradient_u())
                 part = fem.Function(self.coefficients[k].function_space)
-                trace.add_transpose(rest, part.x.array)
+                trace.add_transpose(rest, local(part))
                 part.x.scatter_reverse(la.InsertMode.add)
                 found += owned(part)
             out[k] = found
@@ -340,8 +340,8 @@ class SteadySolver:
         """What the Functions and Constants hold now."""
         return State(
             self._matrices,
-            self.u.x.array.copy(),
-            tuple(f.x.array.copy() for f in self._functions),
+            local(self.u).copy(),
+            tuple(local(f).copy() for f in self._functions),
             tuple(np.array(c.value, copy=True) for c in self._constants),
         )
 
@@ -349,12 +349,12 @@ class SteadySolver:
     def restored_on_error(self) -> Iterator[None]:
         """u and the coefficients are as before where a solve fails."""
         touched = [self.u, *self.coefficients]
-        before = [f.x.array.copy() for f in touched]
+        before = [local(f).copy() for f in touched]
         try:
             yield
         except SolveError:
             for f, array in zip(touched, before, strict=True):
-                f.x.array[:] = array
+                local(f)[:] = array
             self._factors_of = -1
             raise
 
@@ -362,7 +362,10 @@ class SteadySolver:
     def at(self, state: State) -> Iterator[None]:
         """Put the solver at `state`, factors included, and put the users' Functions back afterwards."""
         functions = [self.u, *self._functions]
-        before = [f.x.array.copy() for f in functions]
+        if self._factors_of == state.matrix and self._holds(functions, state):
+            yield
+            return
+        before = [local(f).copy() for f in functions]
         constants = [np.array(c.value, copy=True) for c in self._constants]
         self._put(functions, (state.u, *state.functions), state.constants)
         try:
@@ -374,9 +377,15 @@ class SteadySolver:
         finally:
             self._put(functions, before, constants)
 
+    def _holds(self, functions: Sequence[fem.Function], state: State) -> bool:
+        """Whether Functions and Constants are those of the state, as they are in a backward right after its forward."""
+        here = (*(local(f) for f in functions), *(c.value for c in self._constants))
+        there = (state.u, *state.functions, *state.constants)
+        return all(map(np.array_equal, here, there))
+
     def _put(self, functions: Sequence[fem.Function], arrays: Any, constants: Any) -> None:
         for f, array in zip(functions, arrays, strict=True):
-            f.x.array[:] = array
+            local(f)[:] = array
         for c, value in zip(self._constants, constants, strict=True):
             c.value = value
 
