@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument("--scaled", action="store_true", help="scale the network's inputs to [-1, 1]^2; not published")
     parser.add_argument("--out", type=Path, default=Path("out/helmholtz"))
     args = parser.parse_args()
+    if args.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, not {args.seeds}")
     comm = MPI.COMM_WORLD
     hf.limit_threads(comm)
     out = hf.output_folder(args.out, comm)

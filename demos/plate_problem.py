@@ -43,6 +43,11 @@ def problem(plate: hf.MeshAndTags, kappa: Any, u: fem.Function) -> tuple[ufl.For
     V = u.function_space
     v = ufl.TestFunction(V)
     tag = {name: number for name, (_, number) in names.items()}
+    missing = {"left", "right", "hole"} - set(tag)
+    if missing:
+        raise ValueError(
+            f"the mesh has no physical groups {sorted(missing)}, only {sorted(tag)}: see plate_with_hole.geo"
+        )
     ds = ufl.Measure("ds", domain=mesh, subdomain_data=facets)
     f, q = fem.Constant(mesh, SOURCE), fem.Constant(mesh, FLUX)
     F = ufl.inner(kappa * ufl.grad(u), ufl.grad(v)) * ufl.dx - f * v * ufl.dx - q * v * ds(tag["hole"])

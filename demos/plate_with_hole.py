@@ -72,6 +72,8 @@ def main() -> None:
     out = hf.output_folder(args.out, comm)
     plate = hf.read_mesh(args.mesh, comm)
     sensors = hf.read_sensors(args.sensors, comm)
+    if sensors.noise_std is None:
+        raise ValueError(f"{sensors.source} needs a column noise_std: the weights are scaled by the noise")
     data = sensors.on(plate.mesh)
     vertices = plate.mesh.geometry.index_map().size_global
 

@@ -9,6 +9,7 @@ is itself a field is marked by `mark_distributed` and is never summed or compare
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,16 +35,20 @@ def raise_together(comm: MPI.Comm, error: Exception | None) -> None:
         return
     if any_rank(comm, error is not None):
         errors = comm.allgather(_portable(error))
-        raise next(e for e in errors if e is not None)
+        # Where a rank has an error of its own, its traceback is shown too.
+        raise next(e for e in errors if e is not None) from error
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """An error that survives pickling: its own type where that is a plain one, RuntimeError otherwise."""
-    plain = (ValueError, TypeError, RuntimeError, OSError, KeyError, NotImplementedError, FloatingPointError)
-    if error is None or type(error) in plain or type(error).__module__.startswith("hyco_fem"):
-        return error
-    if isinstance(error, OSError):
-        return type(error)(*error.args)
+    """The error itself where it survives pickling, else a RuntimeError that says the same."""
+    if error is None:
+        return None
+    try:
+        again = pickle.loads(pickle.dumps(error))
+        if type(again) is type(error) and str(again) == str(error):
+            return error
+    except Exception:  # whatever the constructor of an unknown type raises
+        pass
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
@@ -155,14 +160,18 @@ def is_distributed(parameter: Tensor) -> bool:
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> None:
     """Add up the gradients of replicated parameters over the ranks, in place, in one reduction.  Collective.
 
-    A parameter without a gradient on this rank counts as zero: another rank may have one.
+    A parameter without a gradient on this rank counts as zero: another rank may have one.  Where none has, there is
+    none afterwards either, as in serial: an optimiser passes over such a parameter.
     """
     if comm.size == 1:
         return
     replicated = [p for p in parameters if p.requires_grad and not is_distributed(p)]
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in replicated]
-    for p, total in zip(replicated, sum_tensors(parts, [True] * len(parts), comm), strict=True):
-        p.grad = total if p.grad is None else p.grad.copy_(total)
+    parts.append(torch.tensor([p.grad is not None for p in replicated], dtype=torch.float64))
+    *totals, ranks = sum_tensors(parts, [True] * len(parts), comm)
+    for p, total, n in zip(replicated, totals, ranks, strict=True):
+        if n > 0:
+            p.grad = total if p.grad is None else p.grad.copy_(total)
 
 
 def sum_tensors(tensors: Sequence[Tensor], replicated: Sequence[bool], comm: MPI.Comm) -> list[Tensor]:
@@ -189,25 +198,28 @@ def gradient_norm(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> f
 
 
 def _square(tensors: list[Tensor]) -> float:
-    return sum(float(torch.linalg.vector_norm(t)) ** 2 for t in tensors)
+    # From 0.0: the sum of nothing must be a float too, for the ranks that have nothing.
+    return sum((float(torch.linalg.vector_norm(t)) ** 2 for t in tensors), 0.0)
 
 
 def check_replicated(named: Iterable[tuple[str, Tensor]], comm: MPI.Comm) -> None:
     """Raise ValueError on all ranks if a replicated tensor differs from rank 0's.  Collective."""
     if comm.size == 1:
         return
-    error: Exception | None = None
-    for name, tensor in named:
-        if is_distributed(tensor):
-            continue
-        mine = tensor.detach().numpy()
-        theirs = comm.bcast(mine if comm.rank == 0 else None, root=0)
-        if mine.shape != theirs.shape or not np.array_equal(mine, theirs, equal_nan=True):
-            error = error or ValueError(
-                f"parameter '{name}' is not the same on rank {comm.rank} as on rank 0; give every rank the same "
-                "seed (seed=… of the hyco_fem networks, torch.manual_seed before building your own)"
+    mine = [(name, tensor.detach().numpy()) for name, tensor in named if not is_distributed(tensor)]
+    reference = comm.bcast(mine if comm.rank == 0 else None, root=0)
+    with agreed(comm):
+        if [name for name, _ in mine] != [name for name, _ in reference]:
+            raise ValueError(
+                f"the parameters on rank {comm.rank} have other names or another order than those on rank 0; build "
+                "the same models on every rank"
             )
-    raise_together(comm, error)
+        for (name, values), (_, theirs) in zip(mine, reference, strict=True):
+            if not np.array_equal(values, theirs, equal_nan=True):
+                raise ValueError(
+                    f"parameter '{name}' is not the same on rank {comm.rank} as on rank 0; give every rank the same "
+                    "seed (seed=… of the hyco_fem networks, torch.manual_seed before building your own)"
+                )
 
 
 # -- threads ---------------------------------------------------------------------------------------------------

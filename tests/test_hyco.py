@@ -633,3 +633,20 @@ def test_a_pde_without_unknowns_takes_part_and_does_not_move(comm: MPI.Comm) -> 
     assert result.history[-1].misfit_physical == result.history[0].misfit_physical
     assert result.history[-1].interaction < 0.5 * result.history[0].interaction
     assert setting.model.coefficients["f"].value == LOAD
+
+
+def test_a_parameter_without_influence_is_warned_of_and_stays(comm: MPI.Comm) -> None:
+    class Idle(hf.Scalar):
+        def __init__(self) -> None:
+            super().__init__(2.0)
+            self.idle = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    V = fem.functionspace(square(comm), ("Lagrange", 1))
+    u, v, kappa = fem.Function(V, name="u"), ufl.TestFunction(V), fem.Function(V, name="kappa")
+    F = (kappa * ufl.inner(ufl.grad(u), ufl.grad(v)) - 10.0 * v) * ufl.dx
+    model = hf.PhysicalModel(F, u, [dirichlet(V)], {kappa: Idle()})
+    data = hf.Data(hf.Points(V.mesh, [[0.3, 0.4], [0.6, 0.5]]), [0.2, 0.3])
+    with pytest.warns(UserWarning, match="does not depend on 'coefficients.kappa.idle' at the start"):
+        hf.PhysicsOnly(model, data).run(3)
+    np.testing.assert_array_equal(model.coefficients["kappa"].idle.detach().numpy(), [1.0, 1.0])
+    assert float(model.coefficients["kappa"].raw) != 2.0

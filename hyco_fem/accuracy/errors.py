@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from hyco_fem.bridge.ghosts import quadrature_points
 from hyco_fem.bridge.points import Points
-from hyco_fem.parallel import sum_array
+from hyco_fem.parallel import agreed, sum_array
 
-# A field: a Function of the same mesh, a network or formula of coordinates (n, d) → (n,), or a UFL expression.
+# A field: a Function of the same mesh, or a network or formula of coordinates (n, d) → (n,) or (n, value_size).
 Field: TypeAlias = fem.Function | nn.Module | Callable[[Tensor], Tensor]
 
 
@@ -41,7 +41,7 @@ def error_norms(uh: fem.Function, u_exact: Any, *, degree: int | None = None) ->
     """
     mesh = uh.function_space.mesh
     p = uh.function_space.element.basix_element.degree
-    dx = ufl.Measure("dx", domain=mesh, metadata={"quadrature_degree": degree or 2 * p + 3})
+    dx = ufl.Measure("dx", domain=mesh, metadata={"quadrature_degree": 2 * p + 3 if degree is None else degree})
     e = uh - u_exact
     forms = (ufl.inner(e, e) * dx, ufl.inner(ufl.grad(e), ufl.grad(e)) * dx)
     local = np.array([fem.assemble_scalar(fem.form(form)) for form in forms])
@@ -60,6 +60,11 @@ def relative_l2(approximation: Field, reference: Field, mesh: dmesh.Mesh | Point
     points = mesh if isinstance(mesh, Points) else quadrature_points(mesh, degree)
     with torch.no_grad():
         v, u = _values(approximation, points), _values(reference, points)
+        with agreed(points.comm):
+            if not len(points) == len(v) == len(u) or v.shape != u.shape:
+                raise ValueError(
+                    f"values of shape {tuple(v.shape)} and {tuple(u.shape)} at {len(points)} points cannot be compared"
+                )
         local = torch.stack([points.weights @ _square(v - u), points.weights @ _square(u)])
     error, norm = sum_array(points.comm, local.numpy())
     if norm == 0.0:
@@ -70,7 +75,8 @@ def relative_l2(approximation: Field, reference: Field, mesh: dmesh.Mesh | Point
 def _values(field: Field, points: Points) -> Tensor:
     if isinstance(field, fem.Function):
         return points.evaluate(field)
-    values = field(points.x)
+    with agreed(points.comm):
+        values = field(points.x)
     return values.squeeze(1) if values.ndim == 2 and values.shape[1] == 1 else values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -13,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
-from hyco_fem.parallel import agreed, any_rank
+from hyco_fem.parallel import agreed, any_rank, max_over_ranks
 
 # After so many steps in a row that had to be taken back, halving the learning rate will not help.
 _PATIENCE = 20
@@ -93,6 +94,8 @@ def run(
                     )
                 continue
             in_a_row = 0
+            if not history:
+                _warn_of_idle_parameters(trainer.model, trainer.comm)
             history.append(record)
             gradients = np.nan_to_num([record.gradient_physical, record.gradient_synthetic])
             first = gradients if first is None else first
@@ -113,6 +116,19 @@ def run(
         stop=stop,
         timings=dict(trainer.clock.seconds),
     )
+
+
+def _warn_of_idle_parameters(model: nn.Module, comm: MPI.Comm) -> None:
+    """Warn of parameters whose gradient is missing or exactly zero after the first round: they will not move."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    sizes = max_over_ranks(comm, [0.0 if p.grad is None else float(p.grad.abs().sum()) for p in trainable.values()])
+    idle = [name for name, slope in zip(trainable, sizes, strict=True) if slope == 0.0]
+    if idle:
+        warnings.warn(
+            f"the objective does not depend on {', '.join(map(repr, idle))} at the start: the gradient is zero, and "
+            "training will not move it; check the form, the start (an amplitude of zero hides its centre) and the data",
+            stacklevel=3,
+        )
 
 
 def _final(trainer: Trainer) -> tuple[Record, int]:

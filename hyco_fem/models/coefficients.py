@@ -15,13 +15,21 @@ import torch
 from dolfinx import fem
 from torch import Tensor, nn
 
-from hyco_fem.bridge.dofs import dof_coordinates, owned_size
+from hyco_fem.bridge.dofs import block_size, dof_coordinates
 from hyco_fem.models.transforms import Identity, Transform
-from hyco_fem.parallel import mark_distributed
+from hyco_fem.parallel import agreed, mark_distributed
 
 
 def _tensor(value: Any) -> Tensor:
     return torch.as_tensor(np.asarray(value, dtype=np.float64)).clone()
+
+
+def _broadcast(value: Any, n: int, name: str) -> Tensor:
+    """(n,) from one number or n of them."""
+    tensor = _tensor(value)
+    if tensor.shape not in ((), (n,)):
+        raise ValueError(f"{name} must be a number or have shape ({n},), not {tuple(tensor.shape)}")
+    return tensor.expand(n).clone()
 
 
 class Scalar(nn.Module):
@@ -76,7 +84,10 @@ class GaussianBumps(nn.Module):
             "centres": torch.atleast_2d(_tensor(centres)),
         }
         n = len(values["amplitudes"])
-        values["widths"] = torch.broadcast_to(_tensor(widths), (n,)).clone()
+        if values["amplitudes"].ndim != 1 or values["background"].ndim != 0:
+            shapes = [tuple(values[name].shape) for name in ("amplitudes", "background")]
+            raise ValueError(f"amplitudes must have shape (K,) and the background be a number, not {shapes}")
+        values["widths"] = _broadcast(widths, n, "widths")
         if values["centres"].ndim != 2 or len(values["centres"]) != n:
             raise ValueError(f"{n} amplitudes need centres of shape ({n}, d), not {tuple(values['centres'].shape)}")
         if not bool((values["widths"] > 0).all()):
@@ -118,8 +129,7 @@ class SineSeries(nn.Module):
         self.coefficients = nn.Parameter(_tensor(coefficients))
         if self.coefficients.ndim == 0:
             raise ValueError("coefficients need one axis for each dimension of the mesh")
-        k = torch.broadcast_to(_tensor(wavenumber), (self.coefficients.ndim,)).clone()
-        self.register_buffer("wavenumber", k)
+        self.register_buffer("wavenumber", _broadcast(wavenumber, self.coefficients.ndim, "wavenumber"))
         self.transform = transform
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,6 +151,8 @@ class Sum(nn.Module):
 
     def __init__(self, *terms: nn.Module) -> None:
         super().__init__()
+        if not terms:
+            raise ValueError("a Sum needs at least one coefficient")
         self.terms = nn.ModuleList(terms)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,8 +165,14 @@ class NodalField(nn.Module):
 
     Args:
         Q: Space of the coefficient, the same object as that of its Function.
-        initial: A number, or a function of the owned dof coordinates (n, d) → (n,); in the unit of the coefficient.
+        initial: A number, or a function of the owned dof coordinates (n, d) → (n,), for a vector space (n, value_size);
+            in the unit of the coefficient.
         transform: Keeps the values admissible; it must have an inverse.
+
+    Raises:
+        ValueError: `initial` has the wrong shape, or values that the transform does not reach; on all ranks.
+
+    Construction is collective.
     """
 
     def __init__(
@@ -165,11 +183,19 @@ class NodalField(nn.Module):
     ) -> None:
         super().__init__()
         self.transform = transform or Identity()
-        x = dof_coordinates(Q)
-        bs = owned_size(Q) // len(x) if len(x) else 1
+        x, bs = dof_coordinates(Q), block_size(Q)
         shape = (len(x),) if bs == 1 else (len(x), bs)
-        values = _tensor(initial(x).detach()) if callable(initial) else torch.full(shape, float(initial)).double()
-        self.raw = mark_distributed(nn.Parameter(self.transform.inverse(values.reshape(shape))))
+        with agreed(Q.mesh.comm):
+            values = _tensor(initial(x).detach()) if callable(initial) else _tensor(np.full(shape, float(initial)))
+            if values.shape not in (shape, (len(x), bs)):
+                raise ValueError(f"the initial values of a NodalField have shape {tuple(values.shape)}, not {shape}")
+            raw = self.transform.inverse(values.reshape(shape))
+        self.raw = mark_distributed(nn.Parameter(raw))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and unpickled fields are distributed too; torch forgets attributes of a parameter."""
+        super().__setstate__(state)
+        mark_distributed(self.raw)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) → (n,), at the owned dofs of Q only."""

@@ -48,7 +48,23 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _out(y: Tensor) -> Tensor:
-    return y.squeeze(-1) if y.shape[-1] == 1 else y
+    return y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
+
+
+def _corners(box: Any) -> np.ndarray:
+    """Lower and upper corner of a box, (2, d), checked."""
+    corners = np.asarray(box, dtype=np.float64)
+    if corners.ndim != 2 or len(corners) != 2:
+        raise ValueError(f"a box is given by its lower and upper corner, shape (2, d), not {corners.shape}")
+    if not (np.isfinite(corners).all() and np.all(corners[0] < corners[1])):
+        raise ValueError(f"the box must have finite corners with lower < upper, not {corners[0]} and {corners[1]}")
+    return corners
+
+
+def _check_dimension(x: Tensor, d: int, name: str) -> None:
+    """Broadcasting would make something of points of dimension one."""
+    if x.shape[1] != d:
+        raise ValueError(f"{name} has dimension {d}, the points have {x.shape[1]}")
 
 
 def _linear(n_in: int, n_out: int) -> nn.Linear:
@@ -142,7 +158,12 @@ class ShallowNet(nn.Module):
         super().__init__()
         if min(inputs, neurons) < 1:
             raise ValueError("inputs and neurons must be at least 1")
-        lower, upper = np.asarray([[-1.0] * inputs, [1.0] * inputs] if box is None else box, dtype=np.float64)
+        if width is not None and not width > 0:
+            raise ValueError(f"width must be positive, not {width}")
+        lower, upper = _corners([[-1.0] * inputs, [1.0] * inputs] if box is None else box)
+        if len(lower) != inputs:
+            raise ValueError(f"the box has dimension {len(lower)}, the network has {inputs} inputs")
+        self.inputs = inputs
         self.radial = activation == "gaussian"
         self._sigma = _activation(activation)
         extent = float(np.prod(upper - lower) ** (1.0 / inputs))
@@ -150,7 +171,7 @@ class ShallowNet(nn.Module):
         centres = rng.uniform(lower, upper, size=(neurons, inputs))
         if self.radial:
             self.b = nn.Parameter(torch.from_numpy(centres))
-            self.width = float(width or extent / neurons ** (1.0 / inputs))
+            self.width = extent / neurons ** (1.0 / inputs) if width is None else float(width)
         else:
             # Ridge functions whose kinks a·x + b = 0 pass through points spread evenly over the box.
             a = rng.standard_normal((neurons, inputs))
@@ -161,6 +182,7 @@ class ShallowNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) → (n,)."""
+        _check_dimension(x, self.inputs, "the network")
         if self.radial:
             square = (x[:, None, :] - self.b[None]).square().sum(-1)
             return torch.exp(-square / self.width**2) @ self.w
@@ -180,6 +202,8 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, inputs: int, network: nn.Module, *, features: int, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
+        if min(inputs, features) < 1:
+            raise ValueError("inputs and features must be at least 1")
         rng = np.random.default_rng(seed)
         self.register_buffer("B", torch.from_numpy(scale * rng.standard_normal((features, inputs))))
         self.network = network
@@ -215,15 +239,14 @@ class InputScaling(nn.Module):
 
     def __init__(self, network: nn.Module, box: Any) -> None:
         super().__init__()
-        lower, upper = np.asarray(box, dtype=np.float64)
-        if not np.all(lower < upper):
-            raise ValueError(f"the box must have lower < upper corners, not {lower} and {upper}")
+        lower, upper = _corners(box)
         self.register_buffer("middle", torch.from_numpy((lower + upper) / 2))
         self.register_buffer("half_width", torch.from_numpy((upper - lower) / 2))
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) → what the network returns."""
+        _check_dimension(x, len(self.middle), "the box")
         return self.network((x - self.middle) / self.half_width)
 
 
@@ -246,14 +269,23 @@ class HardBoundary(nn.Module):
         self.network, self.distance, self.value = network, distance, value
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, d) → what the network returns."""
-        y = self.network(x)
+        """(n, d) → (n,) or (n, outputs)."""
+        y = _out(self.network(x))
         ell = self.distance(x)
+        if ell.shape != (len(x),):
+            raise ValueError(f"the distance has shape {tuple(ell.shape)} at {len(x)} points, not ({len(x)},)")
         g = self.value(x) if callable(self.value) else self.value
+        if isinstance(g, Tensor) and g.shape not in ((), y.shape):
+            raise ValueError(f"the boundary values have shape {tuple(g.shape)}, the network's {tuple(y.shape)}")
         return g + (ell if y.ndim == 1 else ell[:, None]) * y
 
 
 def box_distance(box: Any) -> Callable[[Tensor], Tensor]:
     """ℓ(x) = Π_i 4 (x_i − l_i)(u_i − x_i) / (u_i − l_i)²: zero on the faces of a box, one in its middle."""
-    lower, upper = (torch.from_numpy(c) for c in np.asarray(box, dtype=np.float64))
-    return lambda x: (4.0 * (x - lower) * (upper - x) / (upper - lower).square()).prod(dim=1)
+    lower, upper = (torch.from_numpy(c) for c in _corners(box))
+
+    def distance(x: Tensor) -> Tensor:
+        _check_dimension(x, len(lower), "the box")
+        return (4.0 * (x - lower) * (upper - x) / (upper - lower).square()).prod(dim=1)
+
+    return distance

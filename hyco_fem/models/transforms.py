@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -40,8 +42,8 @@ class Positive(Transform):
 
     def __init__(self, lower: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, not {scale}")
+        if not (0 < scale < math.inf and math.isfinite(lower)):
+            raise ValueError(f"scale must be positive, and both numbers finite, not lower={lower}, scale={scale}")
         self.lower, self.scale = lower, scale
 
     def forward(self, raw: Tensor) -> Tensor:
@@ -59,13 +61,14 @@ class Bounded(Transform):
 
     def __init__(self, lower: float, upper: float) -> None:
         super().__init__()
-        if not lower < upper:
-            raise ValueError(f"bounds must be ordered, not ({lower}, {upper})")
+        if not -math.inf < lower < upper < math.inf:
+            raise ValueError(f"bounds must be finite and ordered, not ({lower}, {upper})")
         self.lower, self.upper = lower, upper
 
     def forward(self, raw: Tensor) -> Tensor:
         width = self.upper - self.lower
-        return self.lower + width * torch.sigmoid(4.0 * raw / width)
+        # Rounding must not lead beyond a bound, by however little.
+        return (self.lower + width * torch.sigmoid(4.0 * raw / width)).clamp(self.lower, self.upper)
 
     def inverse(self, value: Tensor) -> Tensor:
         if not bool(((value > self.lower) & (value < self.upper)).all()):
