@@ -114,9 +114,8 @@ def main() -> None:
             print(text, flush=True)
 
     truth, x, y, sigma = measure(comm, dim)
-    say(f"truth: {truth.description}")
     fitted = block(comm, dim, CELLS[dim], START)
-    say(f"model: {fitted.description}; {len(x)} sensors, noise {1e3 * sigma:.3g} mm")
+    say(f"{len(x)} sensors, noise {1e3 * sigma:.3g} mm; least squares")
 
     start = time.perf_counter()
     data = hf.Data(hf.Points(fitted.V.mesh, x), y, sigma)
@@ -126,7 +125,7 @@ def main() -> None:
 
     result = hf.least_squares(fitted, data, bounds=bounds(dim), callback=accepted)
     seconds = time.perf_counter() - start
-    say(f"least squares, {seconds:.1f} s\n{result}")
+    say(f"{result}, {seconds:.1f} s")
 
     physical = block(comm, dim, CELLS[dim], START)
     # Clamped as the block is, and of the size of its displacements.

@@ -115,11 +115,11 @@ def main() -> None:
     with torch.no_grad():
         truth.solve()
     x, y, sigma = sensors(truth)
-    say(f"truth: {truth.description}, Re = {reynolds(TRUTH):.1f}")
+    say(f"{len(x)} sensors in a flow with Re = {reynolds(TRUTH):.1f}")
 
     channel = hf.read_mesh(args.mesh, comm)
     physical = flow(channel, **START)
-    say(f"model: {physical.description}, start at Re = {reynolds(START):.1f}")
+    say(f"least squares from Re = {reynolds(START):.1f}")
     data = hf.Data(hf.Points(channel.mesh, x), y, sigma)
     path: list[dict[str, float]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import traceback
@@ -21,7 +22,11 @@ def run_script(main: Callable[[], object], comm: MPI.Comm = MPI.COMM_WORLD) -> N
 
     An error that all ranks raise, as those of this package are, is printed once, by rank 0, and every rank exits with
     status 1.  An error on some ranks only is printed by them with its traceback, and all ranks are aborted.
+
+    What the package has to tell (`logging.getLogger("hyco_fem")`: which solver was chosen, for instance) is printed by
+    rank 0, unless the script has set up logging itself.
     """
+    _show_log()
     own = comm.Dup()  # so that waiting for the others cannot meet a collective call that they are in
     try:
         main()
@@ -39,6 +44,27 @@ def run_script(main: Callable[[], object], comm: MPI.Comm = MPI.COMM_WORLD) -> N
         own.Barrier()
         sys.exit(1)
     own.Free()
+
+
+class _Print(logging.Handler):
+    """Prints each message once: twenty models of one kind have one thing to tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if text not in self._told:
+            self._told.add(text)
+            print(f"hyco_fem: {text}", flush=True)
+
+
+def _show_log() -> None:
+    log = logging.getLogger("hyco_fem")
+    if not log.hasHandlers():
+        log.addHandler(_Print())
+        log.setLevel(logging.INFO)
 
 
 def _all_here(comm: MPI.Comm) -> bool:
