@@ -40,7 +40,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave out what is for one rank only."""
     if WORLD.size > 1 and item.get_closest_marker("serial"):
-        pytest.skip("for one rank: starts its own processes")
+        pytest.skip("for one rank: starts its own processes, or needs no second one")
 
 
 def pytest_collection_finish() -> None:

@@ -18,6 +18,7 @@ from dolfinx import fem, mesh
 from ufl import cos, dot, exp, grad, inner, sin
 
 import hyco_fem as hf
+from hyco_fem.pde.quadrature import fixed_quadrature
 
 C = hf.catalogue
 PLATE = Path(__file__).parent.parent / "meshes" / "plate_with_hole.geo"
@@ -257,6 +258,19 @@ def test_facets_and_cells_are_found_by_the_names_of_the_mesh(comm: MPI.Comm) -> 
         plate.cells("left")
 
 
+def test_each_term_has_one_quadrature_for_itself_and_its_derivatives(comm: MPI.Comm) -> None:
+    """A degree that the user has set stays; the others are those that UFL chooses, term by term."""
+    V = fem.functionspace(square(comm, 2), ("Lagrange", 1))
+    u, v = fem.Function(V), ufl.TestFunction(V)
+    F = fixed_quadrature((u * v + exp(u) * v) * ufl.dx + sin(u) * v * ufl.dx(metadata={"quadrature_degree": 7}))
+
+    def degrees(form: ufl.Form) -> list[int]:
+        return sorted(i.metadata()["quadrature_degree"] for i in form.integrals())
+
+    assert degrees(F) == [2, 4, 7]
+    assert degrees(ufl.algorithms.expand_derivatives(ufl.derivative(F, u))) == [2, 4, 7]
+
+
 # -- rising Reynolds numbers ---------------------------------------------------------------------------------------
 
 
@@ -359,6 +373,10 @@ REFUSED: dict[str, tuple[Callable[[mesh.Mesh], Any], str]] = {
     ),
     "halves": (
         lambda m: C.poisson(m, conditions=hf.Dirichlet(1.0, np.array([0.5]))),
+        "facets that the mesh does not have",
+    ),
+    "mask": (
+        lambda m: C.poisson(m, conditions=hf.Dirichlet(1.0, np.array([True]))),
         "facets that the mesh does not have",
     ),
     "interior": (lambda m: C.poisson(m, conditions=hf.Flux(1.0, np.arange(9))), "facets that are not on the boundary"),

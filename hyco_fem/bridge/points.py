@@ -195,7 +195,9 @@ class Observation:
         imap, bs = V.dofmap.index_map, V.dofmap.index_map_bs
         self.n_local = (imap.size_local + imap.num_ghosts) * bs
         # Every row has the same number of entries, those of a cell: two rectangular arrays hold the sparse matrix.
-        self.values = V.element.basix_element.tabulate(0, X)[0, :, :, 0]
+        element = V.element.basix_element
+        # basix aborts the process for no points on intervals, quadrilaterals and hexahedra.
+        self.values = element.tabulate(0, X)[0, :, :, 0] if len(X) else np.empty((0, element.dim))
         self.components = int(np.prod(_compat.value_shape(V), dtype=int))
         # Unrolled local dofs of each point, node and component: a sub-space has unrolled ones already.
         dofs = V.dofmap.list[cells]

@@ -223,7 +223,7 @@ class LinearSolver:
     # -- singular matrices ---------------------------------------------------------------------------------
 
     def _refuse_singular(self) -> None:
-        """Look for a null vector: the constants always, and one inverse iteration where the solver is direct."""
+        """Look for a null vector: constants and rigid motions, and by inverse iteration where the solver is direct."""
         x, y = self.A.createVecs()
         norm_A = self.A.norm(PETSc.NormType.NORM_INFINITY)
         try:
@@ -234,6 +234,9 @@ class LinearSolver:
                 x.set(0.0)
                 x.array[component::blocks] = 1.0
                 self._check_vector(x, y, norm_A)
+            near = self.A.getNearNullSpace()  # the rigid motions of a body that nothing holds
+            for mode in near.getVecs() if near.handle else ():
+                self._check_vector(mode, y, norm_A)
             if self.direct:
                 x.set(1.0)
                 for _ in range(2):
