@@ -106,6 +106,7 @@ def _by_adjoints(
             block[:, j] = B.transpose(unit)
         found = adjoint_block(solver, state, block)
         for m, gradients in zip(maps, found, strict=True):
+            assert gradients is not None  # all are wanted
             for name, values in m.transposed(gradients.T).items():
                 if name in fields:
                     fields[name][start : start + len(part)] += values

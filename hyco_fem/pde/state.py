@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import ufl
@@ -12,7 +13,7 @@ from ufl.algorithms.analysis import extract_coefficients, extract_constants
 from hyco_fem.pde.vectors import local
 
 # What a form depends on and a user may change.
-Input = fem.Function | fem.Constant
+Input: TypeAlias = fem.Function | fem.Constant
 
 
 @dataclass(frozen=True)
