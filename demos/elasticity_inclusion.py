@@ -8,8 +8,8 @@ with Poisson's ratio 0.3 and t = 1 MPa downwards.  Young's modulus, in GPa, is a
 
     E(x) = E₀ + A exp(−|x − c|² / w²),    unknown: E₀, A, c, w.
 
-Sensors measure the displacement (all components) with 0.5 % noise.  The measurements come from a finer mesh than the one
-that is used for the inversion.  Two ways to the answer, on the same data from the same start:
+Sensors measure the displacement (all components) with 0.5 % noise.  The measurements come from a finer mesh than the
+one that is used for the inversion.  Two ways to the answer, on the same data from the same start:
 
     least squares    Levenberg–Marquardt on the PDE alone: the Jacobian by all parameters costs one block of tangent
                      solves on the factors of the forward solve, and gives error bars

@@ -63,6 +63,19 @@ def test_symmetry_is_seen_for_any_coefficients_not_at_the_start_only(comm: MPI.C
     assert np.all(u.x.array == 0.0)
 
 
+def test_the_sign_of_the_diagonal_is_asked_of_the_values_at_hand(comm: MPI.Comm) -> None:
+    """Poisson's ratio is 0.3 by its module, and a random one above 1/2 would make elasticity indefinite."""
+    problem = hf.catalogue.elasticity(square(comm), nu=0.2)
+    problem.coefficients["nu"].x.array[:] = 0.0
+    model = hf.PhysicalModel.of(problem, {"nu": hf.Scalar(0.3)})
+    assert model.solver.traits.positive
+    assert model.solver.traits.symmetric
+    np.testing.assert_array_equal(problem.coefficients["nu"].x.array, 0.3)
+    assert not hf.PhysicalModel.of(
+        hf.catalogue.stokes(square(comm), conditions=[hf.Dirichlet(0.0)], pin_pressure=True)
+    ).solver.traits.positive
+
+
 def test_the_choice_is_said_once_and_can_be_overridden(comm: MPI.Comm, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="hyco_fem"):
         model = poisson(comm)

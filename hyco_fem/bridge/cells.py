@@ -55,11 +55,15 @@ class CellGeometry:
 
     def push_forward(self, cells: np.ndarray, X: np.ndarray) -> np.ndarray:
         """x (n, d) of reference points X (n, d), one in each of the cells (n,)."""
+        if len(X) == 0:  # for which basix aborts the process on some cells
+            return np.empty((0, self.gdim))
         phi = self._element.tabulate(0, X)[0, :, :, 0]
         return np.einsum("pa,pai->pi", phi, self._x[self._nodes[cells]])
 
     def jacobian(self, cells: np.ndarray, X: np.ndarray) -> np.ndarray:
         """∂x/∂X (n, d, d) at X (n, d) in the cells (n,)."""
+        if len(X) == 0:
+            return np.empty((0, self.gdim, self.tdim))
         dphi = self._element.tabulate(1, X)[1:, :, :, 0]
         return np.einsum("jpa,pai->pij", dphi, self._x[self._nodes[cells]])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mpi4py import MPI
@@ -24,6 +25,7 @@ from hyco_fem.pde.linear import Options
 from hyco_fem.pde.problem import Problem
 from hyco_fem.pde.state import State
 from hyco_fem.pde.steady import SteadySolver
+from hyco_fem.pde.vectors import set_owned
 from hyco_fem.tensors import as_array
 
 
@@ -92,6 +94,9 @@ class PhysicalModel(nn.Module):
         self._functions = list(coefficients)
         self._positive = [m in positive for m in coefficients]
         self._x = [dof_coordinates(m.function_space) for m in coefficients]
+        self.function = u
+        self.V = u.function_space
+        self._start()
         self.solver = SteadySolver(
             F,
             u,
@@ -103,8 +108,6 @@ class PhysicalModel(nn.Module):
             form_compiler_options=form_compiler_options,
             jit_options=jit_options,
         )
-        self.function = u
-        self.V = u.function_space
         self.observed = self.V
         for i in [observed] if isinstance(observed, int) else observed or ():
             self.observed = self.observed.sub(i)
@@ -138,6 +141,12 @@ class PhysicalModel(nn.Module):
     def comm(self) -> MPI.Comm:
         """Communicator of the mesh."""
         return self.V.mesh.comm
+
+    def _start(self) -> None:
+        """Put the values of the modules into the Functions, for the solver to be chosen by; a solve tells of errors."""
+        with torch.no_grad(), suppress(Exception):
+            for m, value in zip(self._functions, self.coefficient_values(), strict=True):
+                set_owned(m, as_array(value))
 
     def coefficient_values(self) -> list[Tensor]:
         """Owned dof values of each coefficient at the current θ, (n_owned_k,), checked; differentiable in θ.

@@ -95,7 +95,7 @@ def continuation(model: Any, problem: Problem, reynolds: Sequence[float]) -> Non
         raise ValueError("the model was not made from this problem")
     if not isinstance(mu, (fem.Function, fem.Constant)):
         raise ValueError(f"{problem.name} was made with an expression for its viscosity; give 'mu' as a number")
-    if not solver._warm_start:
+    if not solver.warm_start:
         raise ValueError("continuation needs a model that starts from its last solution: warm_start=True")
     if solver is model:
         values = [owned(m).copy() for m in solver.coefficients]

@@ -79,7 +79,7 @@ class NewtonSolver:
         self.snes.setOptionsPrefix(self._options.prefix)
         with self._options:
             self.snes.setFromOptions()
-        self.snes.setConvergenceHistory()
+        self.snes.setConvergenceHistory(reset=True)
         self.iterations = 0
 
     def solve(self) -> None:

@@ -26,7 +26,6 @@ from dolfinx import mesh as dmesh
 from ufl.core.expr import Expr
 
 from hyco_fem import _compat
-from hyco_fem.pde.quadrature import fixed_quadrature
 
 Facets: TypeAlias = np.ndarray | Callable[[np.ndarray], np.ndarray] | None
 
@@ -329,9 +328,7 @@ class Draft:
         self, F: ufl.Form, u: fem.Function, bcs: Sequence[fem.DirichletBC], observed: int | None = None, **extras: Any
     ) -> Problem:
         """The finished problem."""
-        return Problem(
-            self.name, fixed_quadrature(F), u, list(bcs), self.coefficients, observed, tuple(self.positive), extras
-        )
+        return Problem(self.name, F, u, list(bcs), self.coefficients, observed, tuple(self.positive), extras)
 
 
 def _numbers(what: str, value: Any, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:

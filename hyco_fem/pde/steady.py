@@ -33,6 +33,7 @@ from hyco_fem.pde.derivatives import Derivatives
 from hyco_fem.pde.dirichlet import Trace, fixed_dofs
 from hyco_fem.pde.linear import LinearSolver, Options, SolveError
 from hyco_fem.pde.newton import NewtonSolver
+from hyco_fem.pde.quadrature import fixed_quadrature
 from hyco_fem.pde.state import Load, State
 from hyco_fem.pde.traits import near_null_space, traits_of
 from hyco_fem.pde.vectors import local, owned, set_owned
@@ -79,17 +80,18 @@ class SteadySolver:
         form_compiler_options: dict | None = None,
         jit_options: dict | None = None,
     ) -> None:
-        self.F, self.u, self.V = F, u, u.function_space
         self.bcs = list(bcs)
         self.coefficients = list(coefficients)
-        self.comm = self.V.mesh.comm
+        self.comm = u.function_space.mesh.comm
         # Not a method: whoever keeps it must not keep the solver, since a cycle would wait for the collector.
         compiled = partial(_compiled, form_compiler_options, {**_JIT_TIMEOUT, **(jit_options or {})})
         check.arguments(F, u, self.bcs, self.coefficients)
+        F = fixed_quadrature(F)
+        self.F, self.u, self.V = F, u, u.function_space
         self._functions = [f for f in extract_coefficients(F) if f is not u]
         self._constants = list(extract_constants(F))
         self._start = local(u).copy()
-        self._warm_start = warm_start
+        self.warm_start = warm_start
 
         jacobian = expand_derivatives(ufl.derivative(F, u))
         matrix_inputs = extract_coefficients(jacobian)
@@ -102,7 +104,7 @@ class SteadySolver:
         at_zero = expand_derivatives(ufl.replace(expand_derivatives(F), {u: ufl.zero(u.ufl_shape)}))
         self._load = Load(compiled(-at_zero), at_zero) if self.affine and not at_zero.empty() else None
 
-        self.traits = traits_of(A, self._J, self.bcs, [u, *self._functions], self._constants, self.V)
+        self.traits = traits_of(A, self._J, self.bcs, u, self._functions, self._constants, self.V)
         given = dict(petsc_options or {})
         linear = {k: v for k, v in given.items() if not k.startswith("snes_")}
         options = linear or default_options(self.traits)
@@ -242,7 +244,7 @@ class SteadySolver:
     # -- parts of a solve, for many.py -----------------------------------------------------------------------
 
     def _restart(self) -> None:
-        if not self._warm_start:
+        if not self.warm_start:
             local(self.u)[:] = self._start
 
     def set(self, values: Values) -> None:
@@ -293,7 +295,7 @@ class SteadySolver:
         rhs.x.scatter_reverse(la.InsertMode.add)
         owned(rhs)[:] *= -1.0
         owned(rhs)[self.fixed_owned] = boundary[self.fixed_owned] if moved else 0.0
-        if not self._warm_start:
+        if not self.warm_start:
             local(self._du)[:] = 0.0
         self.linear.solve(rhs.x.petsc_vec, self._du.x.petsc_vec)
         self.counts["tangent"] += 1
@@ -304,7 +306,7 @@ class SteadySolver:
         rhs = self._b
         owned(rhs)[:] = gradient
         owned(rhs)[self.fixed_owned] = 0.0
-        if not self._warm_start:
+        if not self.warm_start:
             local(self.lagrange)[:] = 0.0
         self.linear.solve_transpose(rhs.x.petsc_vec, self.lagrange.x.petsc_vec)
         self.lagrange.x.scatter_forward()
