@@ -101,19 +101,17 @@ class Bridged:
         self.bump = hf.GaussianBumps([A0], [C0], W0, background=1.0, trainable=("amplitudes", "centres", "widths"))
         self.model = hf.PhysicalModel(p.F, p.u, p.bcs, {p.kappa: self.bump}, positive=[p.kappa])
         self.data = hf.Data(p.points, p.y)
+        self.parts = (self.bump.amplitudes, self.bump.centres, self.bump.widths)
+        self.values = [part.detach().numpy() for part in self.parts]  # the parameters' own memory
 
     def value_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        with torch.no_grad():
-            self.bump.amplitudes[0], self.bump.centres[0], self.bump.widths[0] = (
-                float(theta[0]),
-                torch.from_numpy(theta[1:3]),
-                float(theta[3]),
-            )
-        self.bump.zero_grad()
+        for values, part in zip(self.values, (theta[0], theta[1:3], theta[3]), strict=True):
+            values[...] = part
+        for p in self.parts:
+            p.grad = None
         J = self.data.local_misfit(self.model(self.data.points))
         J.backward()
-        parts = (self.bump.amplitudes, self.bump.centres, self.bump.widths)
-        return float(J.detach()), np.concatenate([p.grad.numpy().ravel() for p in parts])
+        return float(J.detach()), np.concatenate([p.grad.numpy().ravel() for p in self.parts])
 
 
 def overhead(cells: int, pairs: int) -> float:

@@ -306,4 +306,4 @@ def _checked(value: Tensor, m: fem.Function, name: str, x: Tensor, positive: boo
             f"the coefficient '{name}' is not {what}: {array[row]} at ({place}); use a transform (Positive, "
             "Bounded), a smaller learning rate, or another start"
         )
-    return value.reshape(-1)
+    return value if value.ndim == 1 else value.reshape(-1)
