@@ -338,3 +338,22 @@ def test_a_nodal_field_needs_dofs_that_are_values_at_points(comm: MPI.Comm) -> N
     Q = fem.functionspace(square(comm, 3), ("Raviart-Thomas", 1))
     with pytest.raises(ValueError, match="dofs that are not values at points"):
         hf.NodalField(Q)
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("transform", [None, torch.exp, hf.Positive(0.1)], ids=["none", "exp", "positive"])
+def test_the_closed_form_of_the_jacobian_of_bumps_is_what_autograd_finds(transform: Any) -> None:
+    every = ("background", "amplitudes", "centres", "widths")
+    bumps = hf.GaussianBumps(
+        [1.2, -0.4], [[0.3, 0.5], [0.8, 0.1]], [0.4, 0.7], 0.2, trainable=every, transform=transform
+    )
+    x = torch.from_numpy(np.random.default_rng(0).uniform(size=(7, 2)))
+    theta = {name: p.detach() for name, p in bumps.named_parameters()}
+    expected = torch.func.jacrev(lambda t: torch.func.functional_call(bumps, t, (x,)))(theta)
+    found = bumps.parameter_jacobian(x)
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert found[name].shape == expected[name].shape
+        np.testing.assert_allclose(found[name].numpy(), expected[name].numpy(), atol=1e-13)
+    some = hf.GaussianBumps([1.0], [[0.3, 0.5]], trainable=("widths",))
+    assert list(some.parameter_jacobian(x)) == ["widths"]

@@ -14,15 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from petsc4py import PETSc
-
 import numpy as np
 import ufl
 from dolfinx import fem, la
-from dolfinx.fem import petsc as fem_petsc
 from ufl.algorithms import expand_derivatives
 from ufl.algorithms.analysis import extract_coefficients
 
+from hyco_fem.pde.products import Products, products
 from hyco_fem.pde.vectors import local
 
 Compile = Callable[[ufl.Form], fem.Form]
@@ -113,37 +111,31 @@ class Derivatives:
     # -- matrices ------------------------------------------------------------------------------------------
 
     @cached_property
-    def _matrix_forms(self) -> list[fem.Form | None]:
+    def _matrices(self) -> list[Products | None]:
+        V = self.u.function_space
         return [
-            self._compile(ufl.derivative(self.F, m, ufl.TrialFunction(m.function_space))) if there else None
+            products(self._compile(ufl.derivative(self.F, m, ufl.TrialFunction(m.function_space))), V, m.function_space)
+            if there
+            else None
             for m, there in zip(self.coefficients, self.in_form, strict=True)
         ]
 
-    @cached_property
-    def _matrices(self) -> list[PETSc.Mat | None]:
-        return [None if form is None else fem_petsc.create_matrix(form) for form in self._matrix_forms]
-
-    def matrix(self, k: int) -> PETSc.Mat | None:
-        """∂F/∂m_k assembled, rows of u by columns of m_k; None where m_k is not in the form.  Collective."""
-        form, C = self._matrix_forms[k], self._matrices[k]
-        if C is not None:
-            C.zeroEntries()
-            fem_petsc.assemble_matrix(C, form)
-            C.assemble()
-        return C
+    def matrix(self, k: int) -> Products | None:
+        """∂F/∂m_k, assembled; None where m_k is not in the form.  Collective."""
+        found = self._matrices[k]
+        if found is not None:
+            found.assemble()
+        return found
 
     @cached_property
-    def _unconstrained(self) -> tuple[fem.Form, PETSc.Mat]:
-        form = self._compile(ufl.derivative(self.F, self.u, ufl.TrialFunction(self.u.function_space)))
-        return form, fem_petsc.create_matrix(form)
+    def _unconstrained(self) -> Products:
+        V = self.u.function_space
+        return products(self._compile(ufl.derivative(self.F, self.u, ufl.TrialFunction(V))), V, V)
 
-    def matrix_u(self) -> PETSc.Mat:
-        """∂F/∂u assembled without boundary conditions.  Collective."""
-        form, K = self._unconstrained
-        K.zeroEntries()
-        fem_petsc.assemble_matrix(K, form)
-        K.assemble()
-        return K
+    def matrix_u(self) -> Products:
+        """∂F/∂u without boundary conditions, assembled.  Collective."""
+        self._unconstrained.assemble()
+        return self._unconstrained
 
     # -- second derivatives --------------------------------------------------------------------------------
 
@@ -174,10 +166,9 @@ class Derivatives:
 
     def close(self) -> None:
         """Destroy the matrices, on all ranks together."""
-        for name in ("_matrices", "_unconstrained"):
-            for found in self.__dict__.pop(name, ()):
-                if isinstance(found, PETSc.Mat):
-                    found.destroy()
+        for found in (*self.__dict__.pop("_matrices", ()), self.__dict__.pop("_unconstrained", None)):
+            if found is not None:
+                found.close()
 
 
 def _assembled(form: fem.Form | None, out: fem.Function) -> fem.Function:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from petsc4py import PETSc
-
 import numpy as np
 from dolfinx import fem, la
 
@@ -41,13 +39,13 @@ def tangent_block(solver: SteadySolver, state: State, directions: Sequence[np.nd
                 continue
             C = D.matrix(k)
             if C is not None:
-                _subtract_products(C, changes, rhs)
+                rhs -= C.times(changes)
             if trace is not None:
                 for j in range(p):
                     set_owned(D.directions[k], changes[:, j])
                     trace.lift(local(D.directions[k]), lifted[:, j])
         if any(trace is not None for trace in solver.traces):
-            _subtract_products(D.matrix_u(), lifted, rhs)
+            rhs -= D.matrix_u().times(lifted)
         rhs[solver.fixed_owned] = lifted[solver.fixed_owned]
         found = solver.linear.solve_block(rhs)
     solver.counts["tangent"] += p
@@ -69,11 +67,10 @@ def adjoint_block(
             found = np.zeros((len(owned(m)), gradients.shape[1]), order="F")
             C = D.matrix(k)
             if C is not None:
-                _subtract_products(C, multipliers, found, transpose=True)
+                found -= C.transposed_times(multipliers)
             trace = solver.traces[k]
             if trace is not None:
-                rest = np.array(gradients, order="F")
-                _subtract_products(D.matrix_u(), multipliers, rest, transpose=True)
+                rest = gradients - D.matrix_u().transposed_times(multipliers)
                 part = fem.Function(m.function_space)
                 for j in range(gradients.shape[1]):
                     local(part)[:] = 0.0
@@ -90,19 +87,6 @@ def _multipliers(solver: SteadySolver, gradients: np.ndarray) -> np.ndarray:
     rhs[solver.fixed_owned] = 0.0
     solver.counts["adjoint"] += gradients.shape[1]
     return solver.linear.solve_block(rhs, transpose=True)
-
-
-def _subtract_products(C: PETSc.Mat, X: np.ndarray, out: np.ndarray, *, transpose: bool = False) -> None:
-    """out −= C X (or Cᵀ X), column by column, owned rows."""
-    right, left = C.createVecs()
-    source, target = (left, right) if transpose else (right, left)
-    product = C.multTranspose if transpose else C.mult
-    for j in range(X.shape[1]):
-        source.array[:] = X[:, j]
-        product(source, target)
-        out[:, j] -= target.array_r
-    source.destroy()
-    target.destroy()
 
 
 # -- several experiments ---------------------------------------------------------------------------------------
