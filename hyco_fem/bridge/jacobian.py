@@ -19,6 +19,9 @@ from hyco_fem.pde.steady import SteadySolver
 # Directions that torch pushes through a coefficient module at once.
 _CHUNK = 32
 
+# Numbers of an array that holds all directions of a chunk at all dofs.
+_ENTRIES = 2_000_000
+
 
 @dataclass(frozen=True)
 class Jacobian:
@@ -148,7 +151,9 @@ class _Map:
             tangents = {o: t.view_as(self._values[o]) for o, t in zip(sizes, parts, strict=True)}
             return torch.func.jvp(self._call, (self._values,), (tangents,))[1]
 
-        found = _batched(along, torch.eye(len(flat), dtype=torch.float64)).numpy()
+        # On large meshes fewer directions at once: each takes some arrays of the size of the field.
+        chunk = max(1, min(_CHUNK, _ENTRIES // max(1, len(self._x))))
+        found = _batched(along, torch.eye(len(flat), dtype=torch.float64), chunk).numpy()
         out = np.zeros((found.shape[1], p), order="F")
         start = 0
         for own, size in sizes.items():
@@ -165,10 +170,10 @@ class _Map:
         return {self._names[own]: g.reshape(len(gradients), -1).numpy() for own, g in found.items()}
 
 
-def _batched(function: Callable[[Tensor], Any], batch: Tensor) -> Any:
+def _batched(function: Callable[[Tensor], Any], batch: Tensor, chunk: int = _CHUNK) -> Any:
     """function on every row; by vmap where the user's module allows it, else one by one."""
     try:
-        return torch.func.vmap(function, chunk_size=_CHUNK)(batch)
+        return torch.func.vmap(function, chunk_size=chunk)(batch)
     except RuntimeError:
         rows = [function(row) for row in batch]
     if isinstance(rows[0], dict):
