@@ -16,6 +16,7 @@ from dolfinx import fem
 from torch import Tensor
 
 import hyco_fem as hf
+from hyco_fem.bridge.solve import solve_many
 from hyco_fem.parallel import is_distributed, sum_gradients, sum_over_ranks
 
 PLACES = np.random.default_rng(7).uniform(0.05, 0.95, (9, 2))
@@ -343,6 +344,20 @@ def test_scenarios_of_a_nonlinear_problem(comm: MPI.Comm) -> None:
     sum_gradients([p], comm)
     assert float(L.detach()) == pytest.approx(expected, rel=1e-9)
     np.testing.assert_allclose(p.grad.numpy(), slopes[0], rtol=1e-8)
+
+
+def test_scenarios_have_a_forward_mode_and_refuse_second_derivatives(comm: MPI.Comm) -> None:
+    model = model_on(comm)
+    settings = [s.settings(model.solver.coefficients) for s in loads(model)]
+    values = tuple(v.detach().clone() for v in model.coefficient_values())
+    directions = tuple(0.3 * v for v in values)
+    _, moved = torch.func.jvp(lambda *m: solve_many(model.solver, settings, *m), values, directions)
+    h = 1e-5
+    plus, minus = (solve_many(model.solver, settings, *(v + s * h * 0.3 * v for v in values)) for s in (1, -1))
+    np.testing.assert_allclose(moved.numpy(), ((plus - minus) / (2 * h)).numpy(), atol=1e-8)
+    assert moved.shape[0] == 3
+    with pytest.raises(RuntimeError, match="second derivatives of solves for several scenarios are not available"):
+        torch.autograd.grad(hf.scenario_misfit(model, loads(model)), list(model.parameters()), create_graph=True)
 
 
 def test_bad_scenarios_are_refused(comm: MPI.Comm) -> None:

@@ -103,24 +103,22 @@ class _Adjoint(torch.autograd.Function):
 
 class _SolveMany(torch.autograd.Function):
     @staticmethod
-    def forward(solver: SteadySolver, settings: Sequence[Setting], keep: list, *values: Tensor) -> Tensor:
-        u, states = forward_many(solver, [as_array(v) for v in values], settings)
-        keep.append(states)
-        return torch.from_numpy(u)
+    def forward(solver: SteadySolver, settings: Sequence[Setting], *values: Tensor) -> Tensor:
+        return torch.from_numpy(forward_many(solver, [as_array(v) for v in values], settings))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.solver = inputs[0]
-        ctx.states = inputs[2].pop()
+        ctx.states = ctx.solver.states
 
     @staticmethod
     def backward(ctx: Any, gradients: Tensor) -> tuple:  # type: ignore[override]
         _refuse_graph("second derivatives of solves for several scenarios are", "first")
-        found = adjoint_many(ctx.solver, ctx.states, as_array(gradients), ctx.needs_input_grad[3:])
-        return None, None, None, *_tensors(found)
+        found = adjoint_many(ctx.solver, ctx.states, as_array(gradients), ctx.needs_input_grad[2:])
+        return None, None, *_tensors(found)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, __: None, ___: None, *tangents: Tensor | None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, _: None, __: None, *tangents: Tensor | None) -> Tensor:  # type: ignore[override]
         directions = _arrays(tangents)
         return torch.from_numpy(np.stack([ctx.solver.tangent(state, directions) for state in ctx.states]))
 
@@ -144,7 +142,7 @@ def solve_many(solver: SteadySolver, settings: Sequence[Setting], *values: Tenso
 
     First derivatives only.  Distributed, collective.
     """
-    return _SolveMany.apply(solver, settings, [], *values)
+    return _SolveMany.apply(solver, settings, *values)
 
 
 def _refuse_graph(what: str, last: str) -> None:

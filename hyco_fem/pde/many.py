@@ -92,9 +92,7 @@ def _multipliers(solver: SteadySolver, gradients: np.ndarray) -> np.ndarray:
 # -- several experiments ---------------------------------------------------------------------------------------
 
 
-def forward_many(
-    solver: SteadySolver, values: Sequence[np.ndarray], settings: Sequence[Setting]
-) -> tuple[np.ndarray, list[State]]:
+def forward_many(solver: SteadySolver, values: Sequence[np.ndarray], settings: Sequence[Setting]) -> np.ndarray:
     """Solve for several settings of loads and boundary values at the same coefficient values.
 
     Args:
@@ -104,7 +102,7 @@ def forward_many(
             factorised once, and all right-hand sides are solved for together.
 
     Returns:
-        Owned solutions (n_settings, n_owned), and the state of each.
+        Owned solutions (n_settings, n_owned); `solver.states` has the state of each.
 
     The named Functions and Constants are as before afterwards; u holds the last solution.
     """
@@ -119,7 +117,8 @@ def forward_many(
             _put(inputs, before, setting)
             rows.append(solver.forward(values))
             states.append(solver.state)
-        return np.stack(rows), states
+        solver.states = states
+        return np.stack(rows)
     finally:
         _put(inputs, before, ())
 
@@ -130,7 +129,7 @@ def _forward_shared(
     settings: Sequence[Setting],
     inputs: Sequence[Input],
     before: Sequence[np.ndarray],
-) -> tuple[np.ndarray, list[State]]:
+) -> np.ndarray:
     loads = np.empty((len(owned(solver.u)), len(settings)), order="F")
     states = []
     with solver.restored_on_error():
@@ -145,7 +144,8 @@ def _forward_shared(
         set_owned(solver.u, solutions[:, s])
         states[s] = State(state.matrix, local(solver.u).copy(), state.functions, state.constants)
     solver.counts["forward"] += len(settings)
-    return np.ascontiguousarray(solutions.T), states
+    solver.states = states
+    return np.ascontiguousarray(solutions.T)
 
 
 def adjoint_many(

@@ -60,7 +60,7 @@ class SteadySolver:
 
     Attributes:
         affine: whether F is affine in u.  traits: of the matrix.  description: one line that names the solver.
-        counts: solves made, by kind.
+        counts: solves made, by kind.  states: of the last solves for several experiments (many.py).
 
     Raises:
         ValueError: the form does not fit the arguments.  TypeError: an argument of the wrong kind.
@@ -133,6 +133,7 @@ class SteadySolver:
         ]
         self._fixed = fixed_dofs(self.bcs)
         self._state: State | None = None
+        self.states: list[State] = []
         self._factors_of = -1
         self._matrices = 0
         self.counts = {"forward": 0, "tangent": 0, "adjoint": 0}
