@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from mpi4py import MPI
 
@@ -39,11 +40,19 @@ def run_script(main: Callable[[], object], comm: MPI.Comm = MPI.COMM_WORLD) -> N
             print(f"rank {comm.rank} alone:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             comm.Abort(1)
         if comm.rank == 0:
-            text = f"error: {error}" if isinstance(error, _EXPECTED) else traceback.format_exc()
+            text = f"error: {error}" if _expected(error) else traceback.format_exc()
             print(text, file=sys.stderr, flush=True)
         own.Barrier()
         sys.exit(1)
     own.Free()
+
+
+def _expected(error: Exception) -> bool:
+    """Whether a user can mend it; a TypeError that this package has not raised itself is a slip in the script."""
+    if not isinstance(error, TypeError):
+        return isinstance(error, _EXPECTED)
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
 
 
 class _Print(logging.Handler):

@@ -130,6 +130,28 @@ def test_a_module_that_vmap_does_not_take_has_the_same_jacobian(comm: MPI.Comm) 
     np.testing.assert_allclose(model.jacobian(points).matrix, differences(model, points), atol=1e-7)
 
 
+def test_the_closed_form_of_a_class_is_not_used_for_another_forward(comm: MPI.Comm) -> None:
+    class Squared(hf.GaussianBumps):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).square()
+
+    class Slope(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+        def forward(self, field: Tensor) -> Tensor:
+            return self.a * field
+
+    for module in (
+        Squared([1.0], [[0.4, 0.6]], 0.4, background=1.0),
+        hf.GaussianBumps([1.0], [[0.4, 0.6]], 0.4, background=1.0, transform=Slope()),
+    ):
+        model = model_on(comm, module)
+        points = hf.Points(model.V.mesh, PLACES)
+        np.testing.assert_allclose(model.jacobian(points).matrix, differences(model, points), atol=1e-7)
+
+
 def test_a_parameter_without_influence_has_zeros_and_a_warning(comm: MPI.Comm) -> None:
     class Idle(hf.Scalar):
         def __init__(self) -> None:

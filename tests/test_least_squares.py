@@ -140,3 +140,14 @@ def test_the_number_of_ranks_does_not_matter(comm: MPI.Comm) -> None:
 
     result = hf.rank_invariance(build, tolerance=1e-7)
     assert result.ok, result.differences
+
+
+def test_ranks_without_a_sensor_take_part(comm: MPI.Comm) -> None:
+    model = model_on(comm)
+    places = 0.05 + 0.1 * np.random.default_rng(2).uniform(size=(12, 2))  # all in one corner
+    truth = model_on(comm, start=False)
+    points = hf.Points(truth.V.mesh, places)
+    y = points.gather(truth(points))
+    result = hf.least_squares(model, hf.Data(hf.Points(model.V.mesh, places), y, 1e-6), tolerance=1e-12)
+    assert result.residuals.shape == (12,)
+    assert result.history[-1] < 1e-3 * result.history[0]

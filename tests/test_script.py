@@ -84,7 +84,7 @@ def ends(main: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> tupl
 def test_an_error_of_all_ranks_is_told_in_one_line_by_rank_0(
     comm: MPI.Comm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kinds = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError)
+    kinds = (ValueError, OSError, RuntimeError, FloatingPointError)
     for kind in (*kinds, hf.SolveError, hf.CoefficientError, hf.OutsideError):
 
         def main(kind: type[Exception] = kind) -> None:
@@ -146,6 +146,15 @@ hf.run_script(main)
 """
 
 serial = pytest.mark.serial
+
+
+def test_a_slip_in_the_script_shows_where_it_is(comm: MPI.Comm, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        len(None)  # type: ignore[arg-type]
+
+    status, told = ends(main, capsys)
+    assert status == 1
+    assert ("test_script.py" in told and "len(None)" in told) if comm.rank == 0 else told == ""
 
 
 @serial

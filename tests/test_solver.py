@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from typing import Any
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -36,7 +37,9 @@ def helmholtz(comm: MPI.Comm, k: float, **options: object) -> hf.PhysicalModel:
 
 
 def test_the_default_goes_by_size_symmetry_dimension_and_ranks() -> None:
-    assert default_options(replace(PLANE, size=500)) == {"ksp_type": "preonly", "pc_type": "lu"}
+    small = default_options(replace(PLANE, size=500))
+    assert (small["ksp_type"], small["pc_type"]) == ("preonly", "lu")
+    assert "pc_factor_mat_solver_type" not in small
     assert direct_options(PLANE)["pc_type"] == "cholesky"
     assert direct_options(replace(PLANE, symmetric=False))["pc_type"] == "lu"
     assert default_options(replace(PLANE, size=500, positive=False))["pc_factor_mat_solver_type"] == "mumps"
@@ -235,6 +238,39 @@ def test_the_estimate_of_the_memory_of_factors_is_near_what_mumps_takes(tdim: in
     solver.forward([])
     megabytes = solver.linear.ksp.getPC().getFactorMatrix().getMumpsInfog(22)
     assert 0.7 < choice.factor_bytes(solver.traits) / (1e6 * megabytes) < 1.5
+
+
+@pytest.mark.parametrize("kappa", [1e-15, 1e-6, 1e9, 1e18])
+@pytest.mark.parametrize("n", [8, 60])
+def test_the_size_of_the_units_does_not_matter(comm: MPI.Comm, kappa: float, n: int) -> None:
+    """Dirichlet rows hold ones, the others κ: neither is a null vector."""
+    u = hf.PhysicalModel.of(hf.catalogue.poisson(square(comm, n), kappa=kappa)).solve()
+    one = hf.PhysicalModel.of(hf.catalogue.poisson(square(comm, n))).solve()
+    np.testing.assert_allclose(kappa * u.numpy(), one.numpy(), rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("options", [None, direct_options(PLANE), direct_options(replace(PLANE, symmetric=False))])
+def test_a_matrix_that_becomes_singular_is_refused_and_what_follows_is_solved(comm: MPI.Comm, options: Any) -> None:
+    V = fem.functionspace(square(comm), ("Lagrange", 1))
+    u, v, eta = fem.Function(V, name="u"), ufl.TestFunction(V), fem.Function(V, name="eta")
+    F = (ufl.inner(ufl.grad(u), ufl.grad(v)) + eta * u * v - v) * ufl.dx
+    model = hf.PhysicalModel(F, u, coefficients={eta: hf.Scalar(2.0)}, petsc_options=options)
+    np.testing.assert_allclose(model.solve().detach().numpy(), 0.5, rtol=1e-10)
+    raw = model.coefficients["eta"].raw
+    for value in (0.0, 4.0, 0.0, 5.0):
+        with torch.no_grad():
+            raw.fill_(value)
+        if value == 0.0:
+            with pytest.raises(hf.SolveError, match="singular"):
+                model.solve()
+        else:
+            np.testing.assert_allclose(model.solve().detach().numpy(), 1.0 / value, rtol=1e-10)
+
+
+def test_a_single_option_is_added_to_the_choice(comm: MPI.Comm) -> None:
+    model = poisson(comm, petsc_options={"ksp_rtol": 1e-9})
+    assert model.solver.linear.direct
+    assert "chosen by size and symmetry" in model.description
 
 
 def test_a_diverged_newton_solve_tells_its_last_residuals(comm: MPI.Comm) -> None:

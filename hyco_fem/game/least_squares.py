@@ -233,9 +233,10 @@ class _Fit:
         data = self.data
         rows = self.physical.jacobian(data.points, state=state).matrix
         # As many components at each sensor as there are residuals for one.
-        scaled = rows.reshape(len(data.points), len(r) // data.n_found, -1) / data.noise_std.numpy()[:, None, None]
+        shape = len(data.points), len(r) // data.n_found, rows.shape[1]
+        scaled = rows.reshape(shape) / data.noise_std.numpy()[:, None, None]
         self.history.append(float(np.mean(r**2)))
         if self.callback is not None:
             with agreed(self.physical.comm):
                 self.callback(self.history[-1], self.solves)
-        return data.points.gather(scaled)[data.points.found].reshape(len(r), -1)
+        return data.points.gather(scaled)[data.points.found].reshape(len(r), rows.shape[1])

@@ -59,6 +59,11 @@ def read_mesh(
                 except Exception as error:
                     raise ValueError(f"gmsh cannot read '{path}': {error}") from None
                 model = gmsh.model
+                if model.getDimension() > gdim:
+                    raise ValueError(f"'{path}' is a {model.getDimension()}D mesh: pass gdim={model.getDimension()}")
+                tags = model.mesh.getNodes()[0]
+                if len(tags) and (tags.max() != len(tags) or tags.min() != 1):
+                    model.mesh.renumberNodes()  # DOLFINx wants no gaps
                 if not model.getPhysicalGroups(gdim):
                     raise ValueError(
                         f"'{path}' has no physical group of dimension {gdim}; name the domain in the .geo file "

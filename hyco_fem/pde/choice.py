@@ -75,7 +75,8 @@ def direct_options(traits: Traits) -> dict[str, object]:
     PETSc's own LU does not pivot, so it is for matrices with a positive diagonal only.
     """
     if traits.ranks == 1 and traits.size <= _SMALL and traits.positive and not traits.mixed:
-        return {"ksp_type": "preonly", "pc_type": "lu"}
+        # PETSc's threshold for pivots is absolute, and would refuse small units; singular matrices are found otherwise.
+        return {"ksp_type": "preonly", "pc_type": "lu", "pc_factor_zeropivot": 1e-200}
     if PETSc.Sys.hasExternalPackage("mumps"):
         # With 50 % more workspace than MUMPS estimates: its default of 20 % can be too little in parallel.
         kind = "cholesky" if traits.symmetric else "lu"
@@ -131,13 +132,21 @@ def free_memory() -> float:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = 1024.0 * float(line.split()[1])
-        group = Path("/proc/self/cgroup").read_text().strip().split("::")[-1]
-        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
-        limit = (folder / "memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, float(limit) - float((folder / "memory.current").read_text()))
+        group = Path("/proc/self/cgroup").read_text().strip().split("::")[-1].lstrip("/")
     except (OSError, ValueError, IndexError):
-        pass
+        return free
+    # A limit may be set on any group above, as batch systems do.
+    folder = Path("/sys/fs/cgroup") / group
+    for level in (folder, *folder.parents):
+        try:
+            limit = (level / "memory.max").read_text().strip()
+            if limit != "max":
+                used = float((level / "memory.current").read_text())
+                stat = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
+                # What the group holds of files can be given up.
+                free = min(free, float(limit) - used + float(stat.get("inactive_file", 0)))
+        except (OSError, ValueError):
+            continue
     return free
 
 

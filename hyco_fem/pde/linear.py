@@ -69,6 +69,7 @@ class LinearSolver:
         transpose_options: Options for solves with the transpose; by default the same solver and factors.
         symmetric: Whether A is symmetric whatever its entries; solves with the transpose are then solves with A.
         warm_start: Whether iterative solves start from what the solution vector holds.
+        fixed: Owned rows with Dirichlet conditions: ones on the diagonal, whatever the size of the other entries.
         what: A name for error messages.
     """
 
@@ -80,6 +81,7 @@ class LinearSolver:
         *,
         symmetric: bool = False,
         warm_start: bool = False,
+        fixed: np.ndarray | None = None,
         what: str = "u",
     ) -> None:
         self.A = A
@@ -90,12 +92,15 @@ class LinearSolver:
         self._warm_start = warm_start
         self._options = OptionSet(options)
         self.ksp = self._create(self._options)
+        self._failed = False
         self._transposed = self.ksp
         self._transpose_options = self._options
         if transpose_options is not None:
             self._transpose_options = OptionSet(transpose_options)
             self._transposed = self._create(self._transpose_options)
         self._checked = False
+        self._fixed = np.empty(0, dtype=np.int32) if fixed is None else fixed
+        self._scale = 0.0  # of the entries of A in rows that are not fixed
         self.factorisations = 0
 
     def _create(self, options: OptionSet) -> PETSc.KSP:
@@ -119,24 +124,43 @@ class LinearSolver:
         Raises:
             SolveError: the factorisation failed, or A has a null vector.
         """
+        if self._failed:
+            # MUMPS does not recover from a failed factorisation: start anew, reading the options again.
+            self.ksp.reset()
+            self._transposed.reset()
+            self._checked = self._failed = False
         self.ksp.setOperators(self.A)
         if self._transposed is not self.ksp:
             self._transposed.setOperators(self.A)
         self.factorisations += 1
+        self._scale = self._size_of_entries()
         try:
             if self._checked:
                 self.ksp.setUp()
             else:
                 with self._options:
                     self.ksp.setUp()
+                if self._transposed is not self.ksp:
+                    with self._transpose_options:
+                        self._transposed.setUp()
         except PETSc.Error as error:
+            self._failed = True
             raise SolveError(self._factor_message(str(error))) from error
         if not self._checked:
-            self._refuse_singular()
+            try:
+                self._refuse_singular()
+            except SolveError:
+                self._failed = True
+                raise
             self._checked = True
-            if self._transposed is not self.ksp:
-                with self._transpose_options:
-                    self._transposed.setUp()
+
+    def _size_of_entries(self) -> float:
+        """Largest entry of the diagonal in rows without a Dirichlet condition."""
+        diagonal = self.A.getDiagonal()
+        diagonal.array[self._fixed] = 0.0
+        size = diagonal.norm(PETSc.NormType.NORM_INFINITY)
+        diagonal.destroy()
+        return float(size)
 
     # -- one right-hand side -------------------------------------------------------------------------------
 
@@ -160,12 +184,17 @@ class LinearSolver:
             raise SolveError(f"the linear solve for '{self.what}' failed in PETSc: {error}") from error
         reason = ksp.getConvergedReason()
         if reason <= 0:
+            self._failed = True
             raise SolveError(
                 f"the linear solve for '{self.what}' did not converge: {LINEAR_REASONS.get(reason, reason)} after "
                 f"{ksp.getIterationNumber()} iterations (residual {ksp.getResidualNorm():.2e}); {_remedy(reason)}"
             )
-        if not np.isfinite(x.norm()):
+        size = x.norm()
+        if not np.isfinite(size):
             raise SolveError(f"the linear solve for '{self.what}' gave a solution that is not finite")
+        b.stateIncrease()  # its values were set in NumPy, and PETSc may remember the norm of others
+        if size > 0.0 and ksp.getType() == "preonly" and b.norm() <= _SINGULAR * self._scale * size:
+            raise SolveError(self._singular_message("its solution is as large as only rounding errors make it"))
 
     # -- many right-hand sides -----------------------------------------------------------------------------
 
@@ -225,9 +254,9 @@ class LinearSolver:
     def _refuse_singular(self) -> None:
         """Look for a null vector: constants and rigid motions, and by inverse iteration where the solver is direct."""
         x, y = self.A.createVecs()
-        norm_A = self.A.norm(PETSc.NormType.NORM_INFINITY)
+        norm_A = self._scale
         try:
-            if not np.isfinite(norm_A):
+            if not np.isfinite(self.A.norm()):
                 raise SolveError(f"the matrix for '{self.what}' has entries that are not finite")
             blocks = self.A.getBlockSize()
             for component in range(blocks):
@@ -252,8 +281,14 @@ class LinearSolver:
             y.destroy()
 
     def _check_vector(self, x: PETSc.Vec, y: PETSc.Vec, norm_A: float) -> None:
-        self.A.mult(x, y)
-        if y.norm() <= _SINGULAR * norm_A * x.norm():
+        """Refuse x as a null vector in the dofs that no Dirichlet condition fixes; x is not changed."""
+        free = x.copy()
+        free.array[self._fixed] = 0.0
+        self.A.mult(free, y)
+        y.array[self._fixed] = 0.0
+        size = free.norm()
+        free.destroy()
+        if size > 0.0 and y.norm() <= _SINGULAR * norm_A * size:
             raise SolveError(self._singular_message("it has a null vector"))
 
     def _factor_message(self, detail: str) -> str:

@@ -95,6 +95,7 @@ class NewtonSolver:
         self.iterations = self.snes.getIterationNumber()
         if reason <= 0:
             linear = self.snes.ksp.getConvergedReason()
+            self.snes.ksp.reset()  # MUMPS does not recover from a failed factorisation
             last = ", ".join(f"{r:.2e}" for r in self.snes.getConvergenceHistory()[0][-4:])
             raise SolveError(
                 f"the nonlinear solve for '{self.u.name}' did not converge: {_REASONS.get(reason, reason)} after "

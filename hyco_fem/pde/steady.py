@@ -91,6 +91,7 @@ class SteadySolver:
         self._functions = [f for f in extract_coefficients(F) if f is not u]
         self._constants = list(extract_constants(F))
         self._start = local(u).copy()
+        self._fixed = fixed_dofs(self.bcs)
         self.warm_start = warm_start
 
         jacobian = expand_derivatives(ufl.derivative(F, u))
@@ -107,8 +108,9 @@ class SteadySolver:
         self.traits = traits_of(A, self._J, self.bcs, u, self._functions, self._constants, self.V)
         given = dict(petsc_options or {})
         linear = {k: v for k, v in given.items() if not k.startswith("snes_")}
-        options = linear or default_options(self.traits)
-        self.description = describe(options, self.traits, u.name, chosen=not linear)
+        chosen = {} if {"ksp_type", "pc_type"} & linear.keys() else default_options(self.traits)
+        options = {**chosen, **linear}
+        self.description = describe(options, self.traits, u.name, chosen=bool(chosen))
         announce(self.comm, self.description)
         check_memory(self.comm, options, self.traits, u.name)
         near_null_space(A, self.V)
@@ -118,6 +120,7 @@ class SteadySolver:
             adjoint_petsc_options,
             symmetric=self.traits.symmetric,
             warm_start=warm_start,
+            fixed=self.fixed_owned,
             what=u.name,
         )
         self.newton: NewtonSolver | None = None
@@ -131,7 +134,6 @@ class SteadySolver:
         self.traces = [
             Trace(m, self.V, self.bcs) if check.is_boundary_value(self.bcs, m) else None for m in coefficients
         ]
-        self._fixed = fixed_dofs(self.bcs)
         self._state: State | None = None
         self.states: list[State] = []
         self._factors_of = -1
@@ -169,7 +171,12 @@ class SteadySolver:
                 self._restart()
                 self._matrices += 1
                 self._factors_of = -1  # Newton leaves the matrix of its last but one iterate
-                self.newton.solve()
+                try:
+                    self.newton.solve()
+                except SolveError:
+                    self._restart()
+                    self.new_matrix()  # if the matrix is singular, that is the error to tell
+                    raise
             self.u.x.scatter_forward()
         self.counts["forward"] += 1
         self._state = self.here()

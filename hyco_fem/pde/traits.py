@@ -62,6 +62,7 @@ def traits_of(
             if f is u or comm.allreduce(bool(np.any(array)), op=MPI.LOR):
                 f.x.array[:] = array
         assemble()
+        symmetric = symmetric and _is_symmetric(A, rng)
         positive = _positive_diagonal(A)
     finally:
         for f, array in zip(functions, before, strict=True):
