@@ -12,23 +12,32 @@ from hyco_fem.bridge.ghosts import DofGhosts, QuadratureGhosts, RandomGhosts, qu
 from hyco_fem.bridge.jacobian import Jacobian
 from hyco_fem.bridge.points import OutsideError, Points
 from hyco_fem.files import output_folder
-from hyco_fem.game.answers import AdamStep, Answers, TorchStep
+from hyco_fem.game.answers import LBFGS, AdamStep, Answers, TorchStep
 from hyco_fem.game.baselines import NetworkOnly, PhysicsOnly
 from hyco_fem.game.curvature import MisfitHessian
-from hyco_fem.game.data import Data
+from hyco_fem.game.data import Data, Sensing
+from hyco_fem.game.gauss_newton import GaussNewton
 from hyco_fem.game.history import Record, Result
 from hyco_fem.game.hyco import Hyco
 from hyco_fem.game.least_squares import LeastSquaresResult, least_squares
-from hyco_fem.game.objective import Weights, scenario_misfit
+from hyco_fem.game.loop import Stopping
+from hyco_fem.game.losses import Weights, scenario_misfit
+from hyco_fem.game.multistart import MultiStart
+from hyco_fem.game.pinn import PINN, PINNWeights
 from hyco_fem.game.progress import BarProgress, TextProgress, progress
+from hyco_fem.game.vpinn import VariationalPINN, VariationalWeights
 from hyco_fem.io.fields import write_fields
 from hyco_fem.io.history import HistoryFile
 from hyco_fem.io.meshes import read_mesh
 from hyco_fem.io.plots import Raster, save_figure, show
 from hyco_fem.io.sensors import Sensors, read_sensors, write_sensors
 from hyco_fem.models.coefficients import GaussianBumps, NeuralField, NodalField, Scalar, SineSeries, Sum
+from hyco_fem.models.device import OnDevice
+from hyco_fem.models.distance import mesh_distance
 from hyco_fem.models.experiments import Scenario
+from hyco_fem.models.neural_ode import NeuralODE
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.strong import StrongForm, strong_residual
 from hyco_fem.models.synthetic import (
     MLP,
     FourierFeatures,
@@ -57,7 +66,9 @@ from hyco_fem.verify import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "LBFGS",
     "MLP",
+    "PINN",
     "AdamStep",
     "Answers",
     "BarProgress",
@@ -69,6 +80,7 @@ __all__ = [
     "ErrorNorms",
     "Flux",
     "FourierFeatures",
+    "GaussNewton",
     "GaussianBumps",
     "HardBoundary",
     "HistoryFile",
@@ -80,10 +92,14 @@ __all__ = [
     "LeastSquaresResult",
     "MeshAndTags",
     "MisfitHessian",
+    "MultiStart",
     "NetworkOnly",
     "NeuralField",
+    "NeuralODE",
     "NodalField",
+    "OnDevice",
     "OutsideError",
+    "PINNWeights",
     "PhysicalModel",
     "PhysicsOnly",
     "Points",
@@ -98,17 +114,22 @@ __all__ = [
     "Robin",
     "Scalar",
     "Scenario",
+    "Sensing",
     "Sensors",
     "ShallowNet",
     "SineSeries",
     "SolveError",
     "Square",
     "SteadySolver",
+    "Stopping",
+    "StrongForm",
     "Sum",
     "TaylorResult",
     "TextProgress",
     "TorchStep",
     "Transform",
+    "VariationalPINN",
+    "VariationalWeights",
     "Weights",
     "as_function",
     "bounding_box",
@@ -119,6 +140,7 @@ __all__ = [
     "error_norms",
     "least_squares",
     "limit_threads",
+    "mesh_distance",
     "mesh_size",
     "output_folder",
     "progress",
@@ -131,6 +153,7 @@ __all__ = [
     "save_figure",
     "scenario_misfit",
     "show",
+    "strong_residual",
     "taylor_test",
     "write_fields",
     "write_sensors",

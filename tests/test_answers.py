@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import hyco_fem as hf
-from hyco_fem.game.answers import Player
+from hyco_fem.game.player import Player
 from hyco_fem.parallel import mark_distributed
 
 ANSWERS: dict[str, Callable[[int], Any]] = {
@@ -82,15 +82,15 @@ def test_a_step_taken_back_leaves_nothing_behind(comm: MPI.Comm, name: str, befo
     for _ in range(before):
         player.answer_to(shares(comm, mine))
         twin.answer_to(shares(comm, twins))
-    there, memory = numbers(mine), state(player.optimiser)
+    there, memory = numbers(mine), state(player.method.optimiser)
     for _ in range(2):  # the second time from the copies that the first has used
         player.answer_to(shares(comm, mine))
         assert not np.array_equal(numbers(mine), there)
         player.take_back()
         np.testing.assert_array_equal(numbers(mine), there)
-        for kept, now in zip(memory, state(player.optimiser), strict=True):
+        for kept, now in zip(memory, state(player.method.optimiser), strict=True):
             np.testing.assert_array_equal(now, kept)
-    twin.optimiser.param_groups[0]["lr"] = 0.1 / 4
+    twin.method.optimiser.param_groups[0]["lr"] = 0.1 / 4
     for _ in range(3):
         player.answer_to(shares(comm, mine))
         twin.answer_to(shares(comm, twins))
@@ -126,7 +126,7 @@ def test_a_look_that_is_not_finite_ends_the_answer(comm: MPI.Comm) -> None:
     assert not look.finite
     assert looks == [0.0, 1.0, 2.0]
     assert p[0].item() == 1.0
-    assert player.optimiser.param_groups[0]["lr"] == 0.5
+    assert player.method.optimiser.param_groups[0]["lr"] == 0.5
 
 
 def test_what_was_never_done_cannot_be_taken_back(comm: MPI.Comm) -> None:
@@ -179,9 +179,9 @@ def test_answers_that_mean_nothing_are_refused() -> None:
         with pytest.raises(ValueError, match="at least one step"):
             hf.TorchStep(torch.optim.SGD, steps)
     with pytest.raises(TypeError, match="first-order torch optimiser, not LBFGS"):
-        hf.TorchStep(torch.optim.LBFGS).optimiser(parameters())
+        Player("test", parameters(), hf.TorchStep(torch.optim.LBFGS), MPI.COMM_SELF)
     with pytest.raises(TypeError, match="not NoneType"):
-        hf.TorchStep(lambda p: None).optimiser(parameters())
+        Player("test", parameters(), hf.TorchStep(lambda p: None), MPI.COMM_SELF)
 
 
 def test_the_published_learning_rates_are_the_default() -> None:

@@ -458,7 +458,7 @@ ROUNDS_OF = {"network only": [0, 2], "simultaneous": [0, 2], "alternating": [1, 
 def test_a_step_to_a_loss_that_is_not_finite_is_taken_back(comm: MPI.Comm, kind: str) -> None:
     trainer, net, player = cliff(comm, kind)
     result = trainer.run(2)
-    assert player.optimiser.param_groups[0]["lr"] == 0.5
+    assert player.method.optimiser.param_groups[0]["lr"] == 0.5
     assert (result.rounds, result.rolled_back) == (1, 1)
     assert [r.round for r in result.history] == ROUNDS_OF[kind]
     for record in result.history:
@@ -477,7 +477,7 @@ def test_the_last_step_of_a_run_is_taken_back_as_well(comm: MPI.Comm, kind: str)
     trainer, net, player = cliff(comm, kind)
     result = trainer.run(1)
     assert (result.rounds, result.rolled_back, net.w.item()) == (1, 1, 0.0)
-    assert player.optimiser.param_groups[0]["lr"] == 0.5
+    assert player.method.optimiser.param_groups[0]["lr"] == 0.5
     # Only θ has moved since the first round, and that a little.
     assert result.nash_residual[1] == pytest.approx(result.history[0].gradient_synthetic, rel=1e-3)
 
@@ -510,7 +510,7 @@ def test_twenty_steps_taken_back_in_a_row_are_enough(comm: MPI.Comm) -> None:
         alone.run(100, callbacks=[records.append])
     assert [r.round for r in records] == [0, 1, 2]
     assert alone.next_round == 23
-    assert alone.player.optimiser.param_groups[0]["lr"] == 0.1 / 2**20
+    assert alone.player.method.optimiser.param_groups[0]["lr"] == 0.1 / 2**20
     now_and_then = hf.NetworkOnly(Breaks(lambda call: call % 10 != 0), data_of(heat(comm)), hf.AdamStep(0.1))
     result = now_and_then.run(50)
     assert (result.rounds, result.rolled_back) == (5, 45), "many, but not in a row"
@@ -531,7 +531,7 @@ def test_a_solution_too_large_for_its_loss_is_taken_back(comm: MPI.Comm, kind: s
         result, player = alone.run(rounds), alone.player
     assert (result.rounds, result.rolled_back) == (1, 1)
     assert theta_of(result) == [LOAD]
-    assert player.optimiser.param_groups[0]["lr"] == 0.5e152
+    assert player.method.optimiser.param_groups[0]["lr"] == 0.5e152
     assert math.isfinite(result.history[-1].misfit_physical)
 
 
@@ -560,7 +560,7 @@ def test_a_step_to_a_pde_that_cannot_be_solved_is_undone(
         trainer.run(rounds, callbacks=[records.append])
     assert [r.round for r in records] == [0]
     assert setting.model.coefficients[unknown].raw.item() == start
-    assert player.optimiser.param_groups[0]["lr"] == lr / 2
+    assert player.method.optimiser.param_groups[0]["lr"] == lr / 2
 
 
 # -- what does not fit -----------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Protocol
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -15,9 +16,9 @@ from dolfinx import mesh as dmesh
 from torch import Tensor
 
 from hyco_fem.bridge.cells import cell_geometry
-from hyco_fem.bridge.dofs import dof_coordinates, owned_size
+from hyco_fem.bridge.dofs import dof_coordinates, layout, owned_size
 from hyco_fem.bridge.points import Points
-from hyco_fem.parallel import sum_array
+from hyco_fem.parallel import agreed, sum_array
 
 # Candidates for each point in a cell whose map is not affine; the chance that all are refused is below 1e-9 for
 # a Jacobian that varies five-fold within a cell.
@@ -34,8 +35,20 @@ class GhostPoints(Protocol):
 
     x: Tensor
     weights: Tensor
+    index: np.ndarray
+    n: int
+    n_found: int
+
+    @property
+    def found(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def observation(self, V: fem.FunctionSpace) -> Any: ...
 
     def evaluate(self, u: Tensor, V: fem.FunctionSpace) -> Tensor: ...
+
+    def gather(self, values: Tensor | np.ndarray) -> np.ndarray: ...
 
 
 class Ghosts(Protocol):
@@ -52,17 +65,18 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class RandomGhosts:
-    """`n` points uniform in Ω, drawn afresh every round (or once, with `fixed`).
+    """`n` points uniform in Ω, drawn afresh every round (or once, with `fixed`); n may be a function of the round.
 
     Round r draws from a stream seeded by (seed, r), so that any round can be drawn again on its own.
     """
 
-    n: int
+    n: int | Callable[[int], int]
     seed: int = 0
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        _check_whole("the number of ghost points", self.n, 1)
+        if not callable(self.n):
+            _check_whole("the number of ghost points", self.n, 1)
         _check_whole("the seed of the ghost points", self.seed, 0)
 
     def on(self, V: fem.FunctionSpace) -> RandomSampler:
@@ -90,7 +104,12 @@ class RandomSampler:
         """The ghost points of a round.  Collective."""
         if self._fixed is not None:
             return self._fixed
-        n, geo = self.spec.n, self._geo
+        geo = self._geo
+        n = self.spec.n
+        if callable(n):
+            with agreed(self.comm):
+                n = n(0 if self.spec.fixed else round)
+                _check_whole("the number of ghost points", n, 1)
         rng = np.random.default_rng((self.spec.seed, 0 if self.spec.fixed else round))
         targets = rng.random(n) * self._starts[-1]
         columns = geo.tdim if geo.affine else _CANDIDATES * (geo.tdim + 1)
@@ -205,16 +224,47 @@ class DofPoints:
     """The owned dof points of V as ghost points, with equal weights.  Distributed."""
 
     def __init__(self, V: fem.FunctionSpace) -> None:
-        self.V = V
+        self.V, self.comm = V, V.mesh.comm
         self.x = dof_coordinates(V)
-        self.weights = torch.full((len(self.x),), 1.0 / V.dofmap.index_map.size_global, dtype=torch.float64)
+        imap = V.dofmap.index_map
+        self.n = imap.size_global
+        self.index = np.arange(*imap.local_range)
+        self.n_found = self.n
+        self.weights = torch.full((len(self.x),), 1.0 / self.n, dtype=torch.float64)
+        self.layout, self.components = layout(V), V.dofmap.index_map_bs
+
+    def __len__(self) -> int:
+        """Number of points owned here."""
+        return len(self.x)
+
+    @property
+    def found(self) -> np.ndarray:
+        """All are in the mesh, (n,)."""
+        return np.ones(self.n, dtype=bool)
+
+    def observation(self, V: fem.FunctionSpace) -> DofPoints:
+        """B, which is the identity: `apply` and `transpose` only change shapes."""
+        if V is not self.V:
+            raise ValueError("DofGhosts compare the models at the dofs of the physical model's own space")
+        return self
+
+    def apply(self, u: np.ndarray) -> np.ndarray:
+        """B u, (n_owned,) or (n_owned, components)."""
+        return u.copy() if self.components == 1 else u.reshape(-1, self.components)
+
+    def transpose(self, w: np.ndarray) -> np.ndarray:
+        """Bᵀ w, owned dofs."""
+        return w.reshape(-1)
 
     def evaluate(self, u: Tensor, V: fem.FunctionSpace) -> Tensor:
         """The dof values themselves, (n_owned,) or (n_owned, value_size)."""
         if V is not self.V or u.shape != (owned_size(V),):
             raise ValueError("DofGhosts compare the models at the dofs of the physical model's own space")
-        bs = V.dofmap.index_map_bs
-        return u if bs == 1 else u.reshape(-1, bs)
+        return u if self.components == 1 else u.reshape(-1, self.components)
+
+    def gather(self, values: Tensor | np.ndarray) -> np.ndarray:
+        """Values at all points on every rank: not for dofs, of which there are too many."""
+        raise ValueError("the values at DofGhosts are a field; they are not gathered: use RandomGhosts")
 
 
 @dataclass(frozen=True)

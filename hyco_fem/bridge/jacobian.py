@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyco_fem.bridge.points import Points
 from hyco_fem.parallel import is_distributed, sum_array
 from hyco_fem.pde.many import adjoint_block, tangent_block
 from hyco_fem.pde.state import State
@@ -21,6 +20,20 @@ _CHUNK = 32
 
 # Numbers of an array that holds all directions of a chunk at all dofs.
 _ENTRIES = 2_000_000
+
+
+class Observed(Protocol):
+    """Points that a field is observed at: `Points`, or `DofPoints`."""
+
+    index: np.ndarray
+    n_found: int
+
+    @property
+    def found(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def observation(self, V: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -47,37 +60,45 @@ def jacobian(
     modules: Sequence[nn.Module],
     coordinates: Sequence[Tensor],
     parameters: dict[str, nn.Parameter],
-    points: Points,
+    sets: Sequence[Observed],
     V: Any,
-) -> Jacobian:
-    """The Jacobian of the values at points by `parameters`, at the state of a forward solve.  Collective.
+) -> list[Jacobian]:
+    """The Jacobians of the values at points by `parameters`, at the state of a forward solve.  Collective.
 
     Args:
         solver, state: A `SteadySolver` and the state of the solve.
         modules, coordinates: For each coefficient its module and owned dof coordinates.
         parameters: θ by name.
-        points, V: Where and in which (sub-)space to observe.
+        sets, V: Sets of points where, and the (sub-)space in which to observe: one Jacobian for each set, with the same
+            tangent solves.
     """
-    B = points.observation(V)
-    values = B.apply(state.u[: B.layout.n_owned])
+    operators = [points.observation(V) for points in sets]
     replicated = {name: p for name, p in parameters.items() if not is_distributed(p)}
     columns: dict[str, slice] = {}
     start = 0
     for name, p in replicated.items():
         columns[name] = slice(start, start + p.numel())
         start += p.numel()
-    n_observations = int(points.found.sum()) * B.components
+    values = [B.apply(state.u[: B.layout.n_owned]) for B in operators]
+    n_observations = sum(p.n_found * B.components for p, B in zip(sets, operators, strict=True))
     fields_wanted = len(replicated) < len(parameters)
     maps = [_Map(m, x, parameters) for m, x in zip(modules, coordinates, strict=True)]
     if fields_wanted or n_observations < start:
-        matrix, fields = _by_adjoints(solver, state, maps, parameters, columns, points, B)
-        return Jacobian(values, matrix, columns, fields, "adjoint")
+        parts = [
+            _by_adjoints(solver, state, maps, parameters, columns, points, B)
+            for points, B in zip(sets, operators, strict=True)
+        ]
+        return [
+            Jacobian(v, matrix, columns, fields, "adjoint") for v, (matrix, fields) in zip(values, parts, strict=True)
+        ]
     M = [m.dense(columns, start) for m in maps]
     if start == 0 or all(block is None for block in M):
-        return Jacobian(values, np.zeros((values.size, start)), columns, {}, "tangent")
+        return [Jacobian(v, np.zeros((v.size, start)), columns, {}, "tangent") for v in values]
     moved = tangent_block(solver, state, M)
-    matrix = np.stack([B.apply(column).ravel() for column in moved.T], axis=1)
-    return Jacobian(values, matrix, columns, {}, "tangent")
+    return [
+        Jacobian(v, np.stack([B.apply(column).ravel() for column in moved.T], axis=1), columns, {}, "tangent")
+        for v, B in zip(values, operators, strict=True)
+    ]
 
 
 def _by_adjoints(
@@ -86,7 +107,7 @@ def _by_adjoints(
     maps: Sequence[_Map],
     parameters: dict[str, nn.Parameter],
     columns: dict[str, slice],
-    points: Points,
+    points: Observed,
     B: Any,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rows = np.flatnonzero(points.found)

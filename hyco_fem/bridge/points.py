@@ -51,7 +51,7 @@ class Points:
         x: Coordinates of the points owned here, (n_owned, d), float64.
         index: Their rows in the x that was given, ascending, (n_owned,).
         weights: Their weights in a mean over all points, (n_owned,); 1/n_found unless a sampler set others.
-        n: Number of points on all ranks; found: which rows lie in the mesh, (n,), replicated.
+        n: Number of points on all ranks; found: which rows lie in the mesh, (n,), replicated; n_found: how many.
 
     Raises:
         OutsideError: points outside the mesh, named by row and coordinates.
@@ -90,8 +90,9 @@ class Points:
                 [int(i) for i in rows],
             )
         mine = np.flatnonzero(found & (original == best))
-        self._set(mesh, x[mine], cell[mine], X[mine], mine, len(x), 1.0 / max(1, int(found.sum())))
-        self.found = found
+        n_found = int(found.sum())
+        self._set(mesh, x[mine], cell[mine], X[mine], mine, len(x), 1.0 / max(1, n_found))
+        self._found, self.n_found = found, n_found
 
     @classmethod
     def in_cells(
@@ -113,8 +114,11 @@ class Points:
         geo = cell_geometry(mesh)
         x = geo.push_forward(cells, X) if len(cells) else np.empty((0, geo.gdim))
         self._set(mesh, x, cells, X, index, n, weights)
-        self.found = np.ones(n, dtype=bool)
+        self._found, self.n_found = None, n
         return self
+
+    _found: np.ndarray | None
+    n_found: int
 
     def _set(self, mesh: dmesh.Mesh, x: np.ndarray, cells: Any, X: Any, index: Any, n: int, weights: Any) -> None:
         self.mesh, self.comm = mesh, mesh.comm
@@ -127,6 +131,11 @@ class Points:
     def __len__(self) -> int:
         """Number of points owned here."""
         return len(self.x)
+
+    @property
+    def found(self) -> np.ndarray:
+        """Which of the n points lie in the mesh, (n,); replicated."""
+        return np.ones(self.n, dtype=bool) if self._found is None else self._found
 
     def observation(self, V: fem.FunctionSpace) -> Observation:
         """The operator B from owned dofs of V to the points owned here; made once for each space.  Collective."""
@@ -176,7 +185,8 @@ class Points:
         out = np.zeros((self.n, *values.shape[1:]))
         out[self.index] = values
         out = sum_array(self.comm, out)
-        out[~self.found] = np.nan
+        if self.n_found < self.n:
+            out[~self.found] = np.nan
         return out
 
 

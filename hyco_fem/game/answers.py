@@ -1,176 +1,236 @@
-"""How a player answers: an `Answer` describes it, a `Player` carries it out with the state that it needs.
-
-Roll-back: a player remembers its parameters and optimiser as they were before its last step.  When the next look at
-its objective finds a number that is not finite, the step is taken back and the learning rate halved.
-"""
+"""Answers by gradients: steps of torch's optimisers.  `GaussNewton` and `MultiStart` have files of their own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from mpi4py import MPI
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyco_fem.parallel import gradient_norm, sum_gradients, sum_over_ranks
+from hyco_fem.game.gauss_newton import GaussNewton
+from hyco_fem.game.player import Answer, Look, Method, Player, Summand
+from hyco_fem.models.physical import CoefficientError
+from hyco_fem.parallel import any_rank, is_distributed
+from hyco_fem.pde.linear import SolveError
 
-
-@dataclass(frozen=True)
-class Look:
-    """What a player saw when it evaluated its objective: the value, and the norm of its gradient.  Replicated."""
-
-    objective: float
-    gradient_norm: float
-
-    @property
-    def finite(self) -> bool:
-        """Whether a step from here makes sense."""
-        return bool(np.isfinite(self.objective) and np.isfinite(self.gradient_norm))
-
-
-class Answer(Protocol):
-    """A way to answer: makes the optimiser of a player and says how many steps it takes each round."""
-
-    @property
-    def steps(self) -> int: ...
-
-    def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer: ...
+Scheduler = Callable[[torch.optim.Optimizer], Any]
 
 
 @dataclass(frozen=True)
 class AdamStep:
-    """`steps` steps of Adam each round (Kingma, Ba 2015)."""
+    """`steps` steps of Adam each round (Kingma, Ba 2015).
+
+    schedule: makes a torch learning-rate scheduler for the optimiser, stepped once a round.
+    """
 
     lr: float = 1e-3
     steps: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Scheduler | None = None
 
     def __post_init__(self) -> None:
         if not (0 < self.lr < math.inf):
             raise ValueError(f"the learning rate of AdamStep must be finite and positive, not {self.lr}")
-        _check_steps(self.steps)
+        check_steps(self.steps)
 
-    def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def method(self, player: Player) -> Method:
         """A fresh Adam, as one fused kernel."""
-        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=True)
+        optimiser = torch.optim.Adam(player.parameters, lr=self.lr, betas=self.betas, fused=True)
+        return Steps(player, optimiser, self.steps, self.schedule)
 
 
 @dataclass(frozen=True)
 class TorchStep:
     """`steps` steps each round of any first-order torch optimiser, made by `factory(parameters)`.
 
-    Optimisers that need a closure (L-BFGS) do not fit here.  Of the optimiser's state, tensors are taken back with a
-    step, plain numbers are not.
+    Optimisers that need a closure do not fit here; for L-BFGS there is `LBFGS`.  Of the optimiser's state, tensors are
+    taken back with a step, plain numbers are not.  schedule: as in `AdamStep`.
     """
 
     factory: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     steps: int = 1
+    schedule: Scheduler | None = None
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        check_steps(self.steps)
 
-    def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def method(self, player: Player) -> Method:
         """What the factory makes."""
-        optimiser = self.factory(parameters)
+        optimiser = self.factory(player.parameters)
         if not isinstance(optimiser, torch.optim.Optimizer) or isinstance(optimiser, torch.optim.LBFGS):
             raise TypeError(f"TorchStep needs a first-order torch optimiser, not {type(optimiser).__name__}")
-        return optimiser
+        return Steps(player, optimiser, self.steps, self.schedule)
 
 
-def _check_steps(steps: int) -> None:
+@dataclass(frozen=True)
+class LBFGS:
+    """`steps` iterations of L-BFGS each round with a strong-Wolfe line search (torch.optim.LBFGS).
+
+    Its memory of curvature is kept from round to round with `keep_memory`: right where the objective changes little
+    between rounds (fixed ghost points), wrong where it changes much.
+
+    Args:
+        steps: Iterations a round.  tolerance: of the largest entry of the gradient.
+        memory: Pairs remembered.  keep_memory: see above.
+    """
+
+    steps: int = 20
+    tolerance: float = 1e-12
+    memory: int = 20
+    keep_memory: bool = False
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        check_steps(self.memory, "memory")
+
+    def method(self, player: Player) -> Method:
+        """A fresh L-BFGS."""
+        refuse_fields("LBFGS", player)
+        optimiser = torch.optim.LBFGS(
+            player.parameters,
+            lr=1.0,
+            max_iter=self.steps,
+            tolerance_grad=self.tolerance,
+            tolerance_change=0.0,
+            history_size=self.memory,
+            line_search_fn="strong_wolfe",
+        )
+        return LineSearches(player, optimiser, self.keep_memory)
+
+
+def check_steps(steps: int, name: str = "steps") -> None:
+    """Raise ValueError unless `steps` is a whole number of at least one."""
     if int(steps) != steps or steps < 1:
-        raise ValueError(f"an answer must have at least one step, not steps={steps}")
+        raise ValueError(f"an answer must have at least one step, not {name}={steps}")
+
+
+def refuse_fields(answer: str, player: Player) -> None:
+    """Raise ValueError where a parameter is distributed: torch's dot products know one rank's part only."""
+    for name, p in player.named.items():
+        if is_distributed(p):
+            raise ValueError(
+                f"{answer} does not serve for '{name}', a field with a number for every dof; use AdamStep, or "
+                "hyco_fem.fit_field"
+            )
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of the two players; by default the published learning rates 5e-3 and 1e-3."""
+    """The answers of the two players; by default single steps with the published learning rates 5e-3 and 1e-3.
+
+    joint: that of the joint schedule, for (θ, φ) together.
+    """
 
     physical: Answer = field(default_factory=lambda: AdamStep(5e-3))
     synthetic: Answer = field(default_factory=lambda: AdamStep(1e-3))
+    joint: Answer = field(default_factory=lambda: GaussNewton(steps=5))
 
 
-class Player:
-    """A model's parameters with their optimiser.
+class Steps:
+    """Steps of a first-order optimiser."""
 
-    Args:
-        name: For messages.  parameters: those to train.  answer: how.  comm: over which gradients are summed.
-    """
-
-    def __init__(self, name: str, parameters: Iterable[nn.Parameter], answer: Answer, comm: MPI.Comm) -> None:
-        self.name, self.comm, self.answer = name, comm, answer
-        self.parameters = [p for p in parameters if p.requires_grad]
-        # A player with nothing to learn (all coefficients known) takes part, but never moves.
-        self.optimiser = answer.optimiser(self.parameters) if self.parameters else None
+    def __init__(
+        self, player: Player, optimiser: torch.optim.Optimizer, steps: int, schedule: Scheduler | None = None
+    ) -> None:
+        self.player, self.optimiser, self.steps = player, optimiser, steps
+        self.scheduler = None if schedule is None else schedule(optimiser)
         self._memory: _Memory | None = None
 
-    def look(self, local_objective: Tensor) -> Look:
-        """Objective (summed over ranks) and gradient (left in .grad) from this rank's summand.  Collective.
-
-        An objective that is not finite has no gradient: an adjoint solve would fail on it.
-        """
-        total = sum_over_ranks(local_objective, self.comm)
-        for p in self.parameters:
-            p.grad = None
-        if not math.isfinite(float(total.detach())):
-            return Look(float(total.detach()), math.nan)
-        if self.parameters and total.requires_grad:
-            total.backward(inputs=self.parameters)
-        sum_gradients(self.parameters, self.comm)
-        return Look(float(total.detach()), gradient_norm(self.parameters, self.comm))
-
-    def step(self) -> None:
-        """One step of the optimiser with the gradients at hand; can be taken back."""
-        if self.optimiser is not None:
+    def improve(self, objective: Summand) -> Look:
+        """Look and step, `steps` times.  A look that is not finite takes back the step before it, and ends it."""
+        first = look = self.player.look(objective())
+        for k in range(self.steps):
+            if k > 0:
+                look = self.player.look(objective())
+            if not look.finite:
+                self.player.take_back()
+                return look
             self._remember()
             self.optimiser.step()
-
-    def answer_to(self, objective: Callable[[], Tensor]) -> Look:
-        """Look and step, `answer.steps` times; the first look, or the first that is not finite.  Collective.
-
-        A look that is not finite takes back the step before it and ends the answer.
-        """
-        first = look = self.look(objective())
-        for k in range(self.answer.steps):
-            if k > 0:
-                look = self.look(objective())
-            if not look.finite:
-                self.take_back()
-                return look
-            self.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
         return first
 
-    def take_back(self) -> None:
-        """Undo the last step, because it led to an objective that is not finite, and halve the learning rate.
-
-        Raises:
-            FloatingPointError: there is no step to undo.
-        """
-        if not self.undo():
-            raise FloatingPointError(
-                f"the objective of the {self.name} player is not finite at the start; check the data, the weights and "
-                "the starting values"
-            )
-
     def undo(self) -> bool:
-        """Undo the last step and halve the learning rate; False where there is no step to undo."""
-        if self._memory is None or self.optimiser is None:
+        """Undo the last step and halve the learning rate."""
+        if self._memory is None:
             return False
-        self._memory.restore(self.parameters, self.optimiser)
+        self._memory.restore(self.player.parameters, self.optimiser)
         for group in self.optimiser.param_groups:
             if "lr" in group:
                 group["lr"] = group["lr"] / 2
         return True
 
     def _remember(self) -> None:
-        assert self.optimiser is not None
-        if self._memory is None or not self._memory.update(self.parameters, self.optimiser):
-            self._memory = _Memory(self.parameters, self.optimiser)
+        if self._memory is None or not self._memory.update(self.player.parameters, self.optimiser):
+            self._memory = _Memory(self.player.parameters, self.optimiser)
+
+
+class _NotFinite(Exception):
+    """Ends a line search that has left the domain of the objective."""
+
+
+class LineSearches:
+    """Iterations of L-BFGS.  Where its line search leaves the domain of the objective, it starts afresh from the best
+    point so far, with a shorter first step."""
+
+    def __init__(self, player: Player, optimiser: torch.optim.LBFGS, keep_memory: bool) -> None:
+        self.player, self.optimiser, self.keep_memory = player, optimiser, keep_memory
+        self._before: list[Tensor] | None = None
+
+    def improve(self, objective: Summand) -> Look:
+        """Iterate."""
+        looks: list[Look] = []
+        parameters = self.player.parameters
+        best = [p.detach().clone() for p in parameters]
+
+        def closure() -> float:
+            try:
+                look = self.player.look(objective())
+            except (CoefficientError, SolveError):
+                if not looks:
+                    raise
+                raise _NotFinite from None
+            if not look.finite:
+                raise _NotFinite if looks else FloatingPointError
+            if not looks or look.objective < min(seen.objective for seen in looks):
+                torch._foreach_copy_(best, [p.detach() for p in parameters])
+            looks.append(look)
+            return look.objective
+
+        if not self.keep_memory:
+            self.optimiser.state.clear()
+        start = [p.detach().clone() for p in parameters]
+        try:
+            self.optimiser.step(closure)
+        except FloatingPointError:
+            self.player.take_back()
+            return Look(math.nan, math.nan)
+        except _NotFinite:
+            torch._foreach_copy_([p.detach() for p in parameters], best)
+            self.optimiser.state.clear()
+            for group in self.optimiser.param_groups:
+                group["lr"] = group["lr"] / 2
+        else:
+            # A line search that fails may end higher than it began.
+            worse = any_rank(self.player.comm, not all(bool(torch.isfinite(p).all()) for p in parameters))
+            if worse:
+                torch._foreach_copy_([p.detach() for p in parameters], best)
+                self.optimiser.state.clear()
+        self._before = start
+        return looks[0]
+
+    def undo(self) -> bool:
+        """Go back to where the last answer began, and forget the curvature."""
+        if self._before is None:
+            return False
+        torch._foreach_copy_([p.detach() for p in self.player.parameters], self._before)
+        self._before = None
+        self.optimiser.state.clear()
+        return True
 
 
 class _Memory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,12 @@ from mpi4py import MPI
 
 from torch import Tensor, nn
 
-from hyco_fem.game.answers import AdamStep, Answer, Look, Player
+from hyco_fem.game.answers import AdamStep
 from hyco_fem.game.data import Data
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
-from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, run
-from hyco_fem.game.objective import network_values
+from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, Stopping, run
+from hyco_fem.game.objective import PhysicalObjective, SyntheticObjective
+from hyco_fem.game.player import Answer, Look, Player
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, check_replicated
 from hyco_fem.pde.linear import SolveError
@@ -27,9 +28,14 @@ class _Alone:
         self.model, self.data = model, data
         self.comm: MPI.Comm = data.points.comm
         check_replicated(model.named_parameters(), self.comm)
-        self.player = Player(name, model.parameters(), answer, self.comm)
+        with agreed(self.comm):
+            self.player = Player(name, dict(model.named_parameters()), answer, self.comm)
         self.clock = Clock()
         self.next_round = 0
+
+    def objective(self) -> Callable[[], Tensor]:
+        """What is minimised in the coming round."""
+        return self._objective
 
     def _objective(self) -> Tensor:
         raise NotImplementedError
@@ -41,13 +47,13 @@ class _Alone:
         """One answer of the player."""
         parameters = self._parameters()
         with self._undone_on_error():
-            look = self.player.answer_to(self._objective)
+            look = self.player.answer_to(self.objective())
         return self._record(number, look, parameters) if look.finite else None
 
     def look(self, number: int) -> Record | None:
         """The state as it is; None where it is not finite and the last step had to be taken back."""
         with self._undone_on_error():
-            look = self.player.look(self._objective())
+            look = self.player.look(self.objective()())
         if not look.finite:
             self.player.take_back()
             return None
@@ -66,20 +72,28 @@ class _Alone:
         """What the history keeps of the parameters: θ, but not the weights of a network."""
         return {}
 
-    def run(self, rounds: int, *, tolerance: float | None = None, callbacks: Sequence[Callback] = ()) -> Result:
+    def run(
+        self,
+        rounds: int,
+        *,
+        tolerance: float | None = None,
+        stopping: Stopping | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Result:
         """Play rounds; see `hyco_fem.game.loop.run`.  Collective."""
-        return run(self, rounds, tolerance=tolerance, callbacks=callbacks)
+        return run(self, rounds, tolerance=tolerance, stopping=stopping, callbacks=callbacks)
 
 
 class PhysicsOnly(_Alone):
-    """The physical model fitted to the data alone: min_θ L_phy.  One solve and one adjoint for each step."""
+    """The physical model fitted to the data alone: min_θ L_phy.  One solve and one adjoint for each gradient."""
 
     def __init__(self, physical: PhysicalModel, data: Data, answer: Answer | None = None) -> None:
         super().__init__("physical", physical, data, answer or AdamStep(5e-3))
         self.physical = physical
 
-    def _objective(self) -> Tensor:
-        return self.data.local_misfit(self.physical(self.data.points))
+    def objective(self) -> PhysicalObjective:
+        """L_phy."""
+        return PhysicalObjective(self.physical, self.data, 1.0)
 
     def _parameters(self) -> dict[str, Any]:
         return parameter_values(self.model, self.comm, LONGEST_IN_HISTORY)
@@ -91,14 +105,21 @@ class PhysicsOnly(_Alone):
 
 
 class NetworkOnly(_Alone):
-    """The synthetic model fitted to the data alone: min_φ L_syn.  Also HYCO's warm-up."""
+    """The synthetic model fitted to the data alone: min_φ L_syn + decay |φ|².  Also HYCO's warm-up.
 
-    def __init__(self, synthetic: nn.Module, data: Data, answer: Answer | None = None) -> None:
+    In the history `misfit_synthetic` is the whole objective.
+    """
+
+    def __init__(self, synthetic: nn.Module, data: Data, answer: Answer | None = None, *, decay: float = 0.0) -> None:
         super().__init__("synthetic", synthetic, data, answer or AdamStep(1e-3))
-
-    def _objective(self) -> Tensor:
         with agreed(self.comm):
-            return self.data.local_misfit(network_values(self.model, self.data.points.x))
+            if not 0 <= decay < float("inf"):
+                raise ValueError(f"the weight decay must be finite and not negative, not {decay}")
+        self.decay = decay
+
+    def objective(self) -> SyntheticObjective:
+        """L_syn + decay |φ|²."""
+        return SyntheticObjective(self.model, self.data, 1.0, decay=self.decay, comm=self.comm)
 
     def _record(self, number: int, look: Look, parameters: dict[str, Any]) -> Record:
         return Record(number, misfit_synthetic=look.objective, gradient_synthetic=look.gradient_norm)

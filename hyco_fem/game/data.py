@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from dolfinx import mesh as dmesh
 from torch import Tensor
 
 from hyco_fem.bridge.points import Points
@@ -23,6 +26,7 @@ class Data:
 
     Attributes:
         points, n; values, noise_std: the parts at the points owned here.
+        n_found: sensors that count: in the mesh, and not held out.
 
     Raises:
         ValueError: wrong shape, a value that is not finite, a noise that is not positive; on all ranks, with the row.
@@ -58,8 +62,35 @@ class Data:
         # Sensors that `Points` left out as outside the mesh take no part in the mean.
         self.values = torch.from_numpy(y[points.index])
         self.noise_std = torch.from_numpy(sigma[points.index].copy())
-        self.n_found = int(points.found.sum())
-        self._weights = 1.0 / (self.noise_std.square() * self.n_found)
+        self.known_noise = noise_std is not None
+        self._count(points.found)
+
+    def _count(self, rows: np.ndarray) -> None:
+        """Let the sensors `rows` (n,) count, and no others."""
+        self.rows = rows
+        self.n_found = int(rows.sum())
+        counts = torch.from_numpy(rows[self.points.index].astype(np.float64))
+        self.weights = counts / (self.noise_std.square() * max(1, self.n_found))
+
+    def only(self, rows: np.ndarray) -> Data:
+        """The same sensors of which only `rows`, (n,) of bool, replicated, count: the others are held out.
+
+        Raises ValueError where none of them lies in the mesh.
+        """
+        with agreed(self.points.comm):
+            rows = np.asarray(rows)
+            if rows.dtype != bool or rows.shape != (self.n,):
+                raise ValueError(f"rows must be a bool for each of the {self.n} sensors, not {rows.dtype} {rows.shape}")
+            if not (rows & self.rows).any():
+                raise ValueError(f"none of the {int(rows.sum())} sensors that are to count lies in the mesh")
+        part = copy.copy(self)
+        part._count(rows & self.rows)
+        return part
+
+    def table(self) -> SensorTable:
+        """The sensors that count, replicated: for another mesh or another communicator.  Collective."""
+        x, y, sigma = (self.points.gather(a)[self.rows] for a in (self.points.x, self.values, self.noise_std))
+        return SensorTable(x, y, sigma if self.known_noise else None)
 
     def local_misfit(self, at_points: Tensor) -> Tensor:
         """This rank's summand of L = mean_i |u(x_i) − y_i|² / σ_i²."""
@@ -69,9 +100,41 @@ class Data:
                 f"{tuple(self.values.shape)}"
             )
         square = (at_points - self.values).square()
-        return self._weights @ (square if square.ndim == 1 else square.sum(1))
+        return self.weights @ (square if square.ndim == 1 else square.sum(1))
 
     def residuals(self, at_points: Tensor) -> np.ndarray:
-        """(u(x_i) − y_i) / σ_i at all sensors in the mesh, (n_found,) or (n_found, k); replicated.  Collective."""
+        """(u(x_i) − y_i) / σ_i at all sensors that count, (n_found,) or (n_found, k); replicated.  Collective."""
         scaled = (at_points - self.values).detach().numpy().T / self.noise_std.numpy()
-        return self.points.gather(scaled.T)[self.points.found]
+        return self.points.gather(scaled.T)[self.rows]
+
+
+@dataclass(frozen=True)
+class SensorTable:
+    """Sensors as replicated arrays: x (n, d), values (n,) or (n, k), noise_std (n,) or None."""
+
+    x: np.ndarray
+    values: np.ndarray
+    noise_std: np.ndarray | None
+
+    def on(self, mesh: dmesh.Mesh) -> Data:
+        """The same sensors on another mesh; those outside it are left out.  Collective."""
+        return Data(Points(mesh, self.x, missing="mark"), self.values, self.noise_std)
+
+
+@dataclass(frozen=True)
+class Sensing:
+    """Who sees what: the sensors of each player, which may differ, with their own noise; None where it sees none.
+
+    Raises:
+        ValueError: neither player sees any data.
+    """
+
+    physical: Data | None
+    synthetic: Data | None
+
+    def __post_init__(self) -> None:
+        if self.physical is None and self.synthetic is None:
+            raise ValueError("neither player has data")
+        for player, data in (("physical", self.physical), ("synthetic", self.synthetic)):
+            if not (data is None or isinstance(data, Data)):
+                raise TypeError(f"the data of the {player} player must be hyco_fem.Data or None, not {type(data)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 from mpi4py import MPI
@@ -14,17 +15,37 @@ import torch
 from torch import Tensor, nn
 
 from hyco_fem.bridge.ghosts import GhostPoints, Ghosts, RandomGhosts
-from hyco_fem.game.answers import Answers, Player
+from hyco_fem.game.answers import Answers
 from hyco_fem.game.baselines import NetworkOnly
-from hyco_fem.game.data import Data
+from hyco_fem.game.data import Data, Sensing
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
-from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, run
-from hyco_fem.game.objective import Weights, local_interaction, network_values
+from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, Stopping, run
+from hyco_fem.game.losses import Weights, network_values
+from hyco_fem.game.objective import (
+    JointObjective,
+    Opponent,
+    PhysicalObjective,
+    SyntheticObjective,
+    squared_norm,
+)
+from hyco_fem.game.player import Player
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, any_rank, check_replicated, sum_array
 from hyco_fem.pde.linear import SolveError
 
-Schedule = Literal["alternating", "simultaneous"]
+Schedule = Literal["alternating", "simultaneous", "joint"]
+_SCHEDULES = ("alternating", "simultaneous", "joint")
+
+
+@dataclass
+class _Scene:
+    """One round before anyone answers: the weights, the ghost points, and the solution at sensors and ghost points."""
+
+    weights: Weights
+    ghosts: GhostPoints
+    at_sensors: Tensor | None
+    at_ghosts: Tensor
+    misfit: Tensor
 
 
 class Hyco:
@@ -32,16 +53,17 @@ class Hyco:
 
     A round: one solve of the PDE; fresh ghost points, the same for both players; the synthetic player answers the
     solution; then the physical player answers the *updated* network ("alternating"), or the one before
-    ("simultaneous").  With one step an answer that is one forward and one adjoint solve a round.
+    ("simultaneous").  With one step an answer that is one forward and one adjoint solve a round.  "joint": both move
+    together on the potential P.
 
     Args:
         physical: The PDE with unknown coefficients θ.
         synthetic: Any torch module (n, d) ↦ (n,) or (n, components), float64, equal on every rank.
-        data: Sensor data, seen by both players.
+        data: Sensor data, seen by both players; or `Sensing`: what each of them sees.
         ghosts: Where the models are compared: `RandomGhosts`, `QuadratureGhosts`, `DofGhosts`.
-        weights: a₁, b₁, a₂, b₂.
+        weights: a₁, b₁, a₂, b₂ and the weight decay; or a function of the number of the round that gives them.
         answers: How each player answers.
-        schedule: "alternating" (the paper's) or "simultaneous".
+        schedule: "alternating" (the paper's: Gauss–Seidel), "simultaneous" (Jacobi) or "joint".
         warm_up: Steps in which the network alone is fitted to the data, before the first round.
 
     Construction and every method are collective; results are replicated.
@@ -51,47 +73,75 @@ class Hyco:
         self,
         physical: PhysicalModel,
         synthetic: nn.Module,
-        data: Data,
+        data: Data | Sensing,
         ghosts: Ghosts | None = None,
         *,
-        weights: Weights | None = None,
+        weights: Weights | Callable[[int], Weights] | None = None,
         answers: Answers | None = None,
         schedule: Schedule = "alternating",
         warm_up: int = 0,
     ) -> None:
         self.comm: MPI.Comm = physical.comm
+        self.weights = weights or Weights()
+        self.sensing = data if isinstance(data, Sensing) else Sensing(data, data)
         with agreed(self.comm):
-            if schedule not in ("alternating", "simultaneous"):
-                raise ValueError(f"schedule must be 'alternating' or 'simultaneous', not {schedule!r}")
+            if schedule not in _SCHEDULES:
+                raise ValueError(f"schedule must be one of {', '.join(map(repr, _SCHEDULES))}, not {schedule!r}")
             if warm_up < 0:
                 raise ValueError(f"warm_up must not be negative, it is {warm_up}")
+            if warm_up and self.sensing.synthetic is None:
+                raise ValueError("there is no warm-up for a network that sees no data")
+            if isinstance(self.weights, Weights):
+                self._check_weights(self.weights, schedule)
         check_replicated(((f"synthetic.{n}", p) for n, p in synthetic.named_parameters()), self.comm)
         self.physical, self.synthetic, self.data = physical, synthetic, data
         self.model = physical
-        self.weights = weights or Weights()
         self.answers = answers or Answers()
         self.schedule = schedule
         self.warm_up = warm_up
         self.sampler = (ghosts or RandomGhosts(200)).on(physical.V)
-        self.players = (
-            Player("physical", physical.parameters(), self.answers.physical, self.comm),
-            Player("synthetic", synthetic.parameters(), self.answers.synthetic, self.comm),
-        )
         self.clock = Clock()
         self.next_round = 0
         self.warm_up_result: Result | None = None
+        theta, phi = dict(physical.named_parameters()), dict(synthetic.named_parameters())
+        with agreed(self.comm):
+            self.players = (
+                Player("physical", theta, self.answers.physical, self.comm),
+                Player("synthetic", phi, self.answers.synthetic, self.comm),
+            )
+            self.together: Player | None = None
+            if schedule == "joint":
+                both = {f"physical.{n.removeprefix('coefficients.')}": p for n, p in theta.items()}
+                both |= {f"synthetic.{n}": p for n, p in phi.items()}
+                self.together = Player("joint", both, self.answers.joint, self.comm)
 
-    def run(self, rounds: int, *, tolerance: float | None = None, callbacks: Sequence[Callback] = ()) -> Result:
+    def _check_weights(self, weights: Weights, schedule: str) -> None:
+        if schedule == "joint":
+            weights.joint()
+        if self.sensing.physical is None and weights.b1 == 0:
+            raise ValueError("the physical player sees no data and has b1 = 0: it has nothing to minimise")
+        if self.sensing.synthetic is None and weights.b2 == 0:
+            raise ValueError("the synthetic player sees no data and has b2 = 0: it has nothing to minimise")
+
+    def run(
+        self,
+        rounds: int,
+        *,
+        tolerance: float | None = None,
+        stopping: Stopping | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Result:
         """Warm up if that was not done yet, and play rounds; a second call goes on from where the first ended.
 
         Args, raises: see `hyco_fem.game.loop.run`; also CoefficientError and SolveError of the physical model, after
         which θ is what it was before the step that led there.
         """
-        if self.warm_up_result is None and self.warm_up:
+        if self.warm_up_result is None and self.warm_up and self.sensing.synthetic is not None:
             with self.clock("warm_up"):
-                alone = NetworkOnly(self.synthetic, self.data, self.answers.synthetic)
-                self.warm_up_result = alone.run(-(-self.warm_up // self.answers.synthetic.steps))
-        return run(self, rounds, tolerance=tolerance, callbacks=callbacks)
+                answer = self.answers.synthetic
+                alone = NetworkOnly(self.synthetic, self.sensing.synthetic, answer)
+                self.warm_up_result = alone.run(-(-self.warm_up // getattr(answer, "steps", 1)))
+        return run(self, rounds, tolerance=tolerance, stopping=stopping, callbacks=callbacks)
 
     # -- one round -----------------------------------------------------------------------------------------
 
@@ -114,119 +164,158 @@ class Hyco:
         try:
             yield
         except (CoefficientError, SolveError):
-            self.players[0].undo()
+            self._mover(0).undo()
             raise
+
+    def _mover(self, which: int) -> Player:
+        """Who has moved θ (0) or φ (1)."""
+        return self.players[which] if self.together is None else self.together
 
     def _round(self, number: int) -> Record | None:
         phy, syn = self.players
         parameters = parameter_values(self.physical, self.comm, LONGEST_IN_HISTORY)
-        ghosts, at_sensors, at_ghosts = self._solve(number)
-        misfit_phy = self.data.local_misfit(at_sensors)
-        x = torch.cat([self.data.points.x, ghosts.x])
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        fixed = at_ghosts.detach()
-
-        def synthetic_objective() -> Tensor:
-            misfit, interaction, values = self._synthetic(x, fixed, ghosts)
-            seen.append((misfit.detach(), interaction.detach(), values.detach()))
-            return self.weights.a2 * misfit + self.weights.b2 * interaction
-
-        if self._overflows(misfit_phy, at_ghosts):
-            phy.take_back()
+        norm = self._norm()
+        scene = self._scene(number)
+        if self._overflows(scene):
+            self._mover(0).take_back()
             return None
+        if self.together is not None:
+            return self._joint_round(number, scene, norm, parameters)
+        facing = self._synthetic_objective(scene)
         with self.clock("network"):
-            syn_look = syn.answer_to(synthetic_objective)
+            syn_look = syn.answer_to(facing)
             if not syn_look.finite:
                 return None
+            misfit, interaction, before = facing.first
             if self.schedule == "simultaneous":
-                answered = seen[0][2]
+                answered = before
             else:
                 with torch.no_grad(), agreed(self.comm):
-                    answered = network_values(self.synthetic, ghosts.x)
+                    answered = network_values(self.synthetic, scene.ghosts.x)
         if any_rank(self.comm, not math.isfinite(float(answered.sum()))):
             syn.take_back()
             return None
-
-        physical_objective = self._physical_objective(ghosts, answered, misfit_phy, at_ghosts)
         with self.clock("solve"):
-            phy_look = phy.answer_to(physical_objective)
+            phy_look = phy.answer_to(self._physical_objective(scene, answered))
         if not phy_look.finite:
             return None
-        losses = torch.stack([misfit_phy.detach(), seen[0][0], seen[0][1]])
-        return self._record(number, losses, phy_look.gradient_norm, syn_look.gradient_norm, parameters)
+        gradients = phy_look.gradient_norm, syn_look.gradient_norm
+        return self._record(number, scene, misfit, interaction, norm, gradients, parameters)
+
+    def _joint_round(self, number: int, scene: _Scene, norm: float, parameters: dict) -> Record | None:
+        """An answer of both together on P; both gradients told are that of P by (θ, φ)."""
+        assert self.together is not None
+        w = scene.weights.joint()
+        nothing = Opponent(scene.ghosts, torch.zeros_like(scene.at_ghosts.detach()))
+        own = scene.at_sensors if w.a1 > 0 else None
+        objective = JointObjective(
+            PhysicalObjective(self.physical, self.sensing.physical, w.a1, 1.0, nothing, at_hand=(own, scene.at_ghosts)),
+            SyntheticObjective(
+                self.synthetic, self.sensing.synthetic, w.a2, 1.0, nothing, decay=w.decay, comm=self.comm
+            ),
+        )
+        with torch.no_grad():
+            facing = self._synthetic_objective(scene)
+            facing()
+        with self.clock("joint"):
+            look = self.together.answer_to(objective)
+        if not look.finite:
+            return None
+        gradients = look.gradient_norm, look.gradient_norm
+        misfit, interaction, _ = facing.first
+        return self._record(number, scene, misfit, interaction, norm, gradients, parameters)
 
     def _look(self, number: int) -> Record | None:
         phy, syn = self.players
-        ghosts, at_sensors, at_ghosts = self._solve(number)
-        misfit_phy = self.data.local_misfit(at_sensors)
-        x = torch.cat([self.data.points.x, ghosts.x])
-        if self._overflows(misfit_phy, at_ghosts):
-            phy.take_back()
+        scene = self._scene(number)
+        if self._overflows(scene):
+            self._mover(0).take_back()
             return None
-        misfit_syn, interaction, values = self._synthetic(x, at_ghosts.detach(), ghosts)
-        syn_look = syn.look(self.weights.a2 * misfit_syn + self.weights.b2 * interaction)
+        facing = self._synthetic_objective(scene)
+        syn_look = syn.look(facing())
         if not syn_look.finite:
-            syn.take_back()
+            self._mover(1).take_back()
             return None
-        phy_look = phy.look(self._physical_objective(ghosts, values.detach(), misfit_phy, at_ghosts)())
+        misfit, interaction, values = facing.first
+        phy_look = phy.look(self._physical_objective(scene, values)())
         if not phy_look.finite:
-            phy.take_back()
+            self._mover(0).take_back()
             return None
-        losses = torch.stack([misfit_phy.detach(), misfit_syn.detach(), interaction.detach()])
         parameters = parameter_values(self.physical, self.comm, LONGEST_IN_HISTORY)
-        return self._record(number, losses, phy_look.gradient_norm, syn_look.gradient_norm, parameters)
+        gradients = phy_look.gradient_norm, syn_look.gradient_norm
+        return self._record(number, scene, misfit, interaction, self._norm(), gradients, parameters)
 
-    def _overflows(self, misfit: Tensor, at_ghosts: Tensor) -> bool:
+    def _overflows(self, scene: _Scene) -> bool:
         """Whether the solution is too large to be compared with anything: then the network is not to blame."""
-        size = float(misfit.detach()) + float(at_ghosts.detach().square().sum())
+        size = float(scene.misfit) + float(scene.at_ghosts.detach().square().sum())
         return any_rank(self.comm, not math.isfinite(size))
 
-    def _solve(self, number: int) -> tuple[GhostPoints, Tensor, Tensor]:
+    def weights_of(self, number: int) -> Weights:
+        """The weights of a round.  Collective."""
+        if isinstance(self.weights, Weights):
+            return self.weights
+        with agreed(self.comm):
+            found = self.weights(number)
+            if not isinstance(found, Weights):
+                raise TypeError(f"the schedule of weights returned {type(found).__name__}, not hyco_fem.Weights")
+            self._check_weights(found, self.schedule)
+        return found
+
+    def _scene(self, number: int) -> _Scene:
         """The solution at the current θ, at the sensors and at this round's ghost points."""
+        weights = self.weights_of(number)
         with self.clock("solve"):
             u = self.physical.solve()
         with self.clock("ghosts"):
             ghosts = self.sampler.draw(number)
             at_ghosts = ghosts.evaluate(u, self.physical.observed)
-        return ghosts, self.data.points.evaluate(u, self.physical.observed), at_ghosts
+        data, at_sensors, misfit = self.sensing.physical, None, torch.zeros((), dtype=torch.float64)
+        if data is not None:
+            at_sensors = data.points.evaluate(u, self.physical.observed)
+            with torch.no_grad():
+                misfit = data.local_misfit(at_sensors)
+        return _Scene(weights, ghosts, at_sensors, at_ghosts, misfit)
 
-    def _synthetic(self, x: Tensor, at_ghosts: Tensor, ghosts: GhostPoints) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's L_syn and I, and the network's values at the ghost points: one pass of the network."""
-        n = len(self.data.points)
-        with agreed(self.comm):
-            values = network_values(self.synthetic, x)
-            misfit = self.data.local_misfit(values[:n])
-            interaction = local_interaction(at_ghosts, values[n:], ghosts)
-        return misfit, interaction, values[n:]
+    def _synthetic_objective(self, scene: _Scene) -> SyntheticObjective:
+        w = scene.weights
+        opponent = Opponent(scene.ghosts, scene.at_ghosts.detach())
+        return SyntheticObjective(
+            self.synthetic, self.sensing.synthetic, w.a2, w.b2, opponent, decay=w.decay, comm=self.comm
+        )
 
-    def _physical_objective(
-        self, ghosts: GhostPoints, answered: Tensor, misfit: Tensor, at_ghosts: Tensor
-    ) -> Callable[[], Tensor]:
-        """J_phy as a function of θ; its first evaluation uses the solve of this round that is there already."""
-        at_hand = [(misfit, at_ghosts)]
+    def _physical_objective(self, scene: _Scene, answered: Tensor) -> PhysicalObjective:
+        w = scene.weights
+        own = scene.at_sensors if w.a1 > 0 else None
+        there = scene.at_ghosts if w.b1 > 0 else None
+        opponent = Opponent(scene.ghosts, answered)
+        return PhysicalObjective(self.physical, self.sensing.physical, w.a1, w.b1, opponent, at_hand=(own, there))
 
-        def objective() -> Tensor:
-            if at_hand:
-                own, there = at_hand.pop()
-            else:
-                u = self.physical.solve()
-                own = self.data.local_misfit(self.data.points.evaluate(u, self.physical.observed))
-                there = ghosts.evaluate(u, self.physical.observed)
-            return self.weights.a1 * own + self.weights.b1 * local_interaction(there, answered, ghosts)
-
-        return objective
+    def _norm(self) -> float:
+        """|φ|², where the weights may have a use for it."""
+        if isinstance(self.weights, Weights) and self.weights.decay == 0:
+            return 0.0
+        with torch.no_grad():
+            return float(squared_norm(p for p in self.synthetic.parameters() if p.requires_grad))
 
     def _record(
-        self, number: int, local_losses: Tensor, gradient_phy: float, gradient_syn: float, parameters: dict
+        self,
+        number: int,
+        scene: _Scene,
+        misfit: Tensor,
+        interaction: Tensor,
+        norm: float,
+        gradients: tuple[float, float],
+        parameters: dict,
     ) -> Record:
-        losses = [float(v) for v in sum_array(self.comm, local_losses.numpy().astype(np.float64))]
+        local = np.array([float(scene.misfit), float(misfit), float(interaction)])
+        misfit_phy, misfit_syn, total = (float(v) for v in sum_array(self.comm, local))
         return Record(
             number,
-            misfit_physical=losses[0],
-            misfit_synthetic=losses[1],
-            interaction=losses[2],
-            potential=self.weights.potential(*losses),
-            gradient_physical=gradient_phy,
-            gradient_synthetic=gradient_syn,
+            misfit_physical=math.nan if self.sensing.physical is None else misfit_phy,
+            misfit_synthetic=math.nan if self.sensing.synthetic is None else misfit_syn,
+            interaction=total,
+            potential=scene.weights.potential(misfit_phy, misfit_syn, total, norm),
+            gradient_physical=gradients[0],
+            gradient_synthetic=gradients[1],
             parameters=parameters,
         )

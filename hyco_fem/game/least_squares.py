@@ -239,4 +239,4 @@ class _Fit:
         if self.callback is not None:
             with agreed(self.physical.comm):
                 self.callback(self.history[-1], self.solves)
-        return data.points.gather(scaled)[data.points.found].reshape(len(r), rows.shape[1])
+        return data.points.gather(scaled)[data.rows].reshape(len(r), rows.shape[1])

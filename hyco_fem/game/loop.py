@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from mpi4py import MPI
@@ -24,6 +25,49 @@ _PLAYERS = 2
 
 # A coefficient with more numbers than this is a field or a network: the history keeps its root mean square.
 LONGEST_IN_HISTORY = 64
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When a run may end before its rounds are over: as soon as one of the criteria that are set is met.
+
+    gradient: each player's gradient norm is below this fraction of what it was in the first round.
+    stagnation: over the last `window` rounds no loss (L_phy, L_syn, I) has moved by more than this fraction.
+    discrepancy: every misfit is at most this; with known noise about 1 is all that the data can tell (Morozov).
+
+    Raises:
+        ValueError: a criterion is not positive.
+    """
+
+    gradient: float | None = None
+    stagnation: float | None = None
+    window: int = 5
+    discrepancy: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not value > 0:
+                raise ValueError(f"the stopping criterion {name} must be positive, not {value}")
+
+    def reason(self, history: Sequence[Record]) -> str | None:
+        """The criterion that is met at the end of a history, or None."""
+        last = history[-1]
+        if self.gradient is not None:
+            first, now = (np.nan_to_num([r.gradient_physical, r.gradient_synthetic]) for r in (history[0], last))
+            if np.all(now <= self.gradient * first):
+                return "tolerance"
+        if self.discrepancy is not None:
+            misfits = np.array([last.misfit_physical, last.misfit_synthetic])
+            if np.all(misfits[~np.isnan(misfits)] <= self.discrepancy):
+                return "discrepancy"
+        if self.stagnation is not None and len(history) > self.window:
+            losses = np.array(
+                [[r.misfit_physical, r.misfit_synthetic, r.interaction] for r in history[-self.window - 1 :]]
+            )
+            losses = losses[:, ~np.isnan(losses).any(axis=0)]
+            if np.all(np.ptp(losses, axis=0) <= self.stagnation * losses.max(axis=0)):
+                return "stagnation"
+        return None
 
 
 class Clock:
@@ -61,13 +105,15 @@ def run(
     rounds: int,
     *,
     tolerance: float | None = None,
+    stopping: Stopping | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Play rounds until one of the reasons to stop.  Collective.
 
     Args:
         rounds: At most so many.
-        tolerance: Stop when each player's gradient norm is below `tolerance` times what it was in the first round.
+        tolerance: Short for Stopping(gradient=tolerance).
+        stopping: Criteria to end sooner.
         callbacks: Called on every rank with the record of each round; one that returns True on any rank stops the
             run.
 
@@ -77,10 +123,13 @@ def run(
     with agreed(trainer.comm):
         if rounds < 0 or int(rounds) != rounds:
             raise ValueError(f"rounds must be a number of rounds, not {rounds}")
+        if tolerance is not None:
+            if stopping is not None:
+                raise ValueError("give either tolerance or stopping, not both")
+            stopping = Stopping(gradient=tolerance)
     history: list[Record] = []
     rolled_back = in_a_row = 0
     stop = "rounds"
-    first: np.ndarray | None = None
     with trainer.clock("total"):
         for _ in range(int(rounds)):
             record = trainer.round(trainer.next_round)
@@ -97,13 +146,12 @@ def run(
             if not history:
                 _warn_of_idle_parameters(trainer.model, trainer.comm)
             history.append(record)
-            gradients = np.nan_to_num([record.gradient_physical, record.gradient_synthetic])
-            first = gradients if first is None else first
             if _called(trainer.comm, callbacks, record):
                 stop = "callback"
                 break
-            if tolerance is not None and np.all(gradients <= tolerance * first):
-                stop = "tolerance"
+            reason = None if stopping is None else stopping.reason(history)
+            if reason is not None:
+                stop = reason
                 break
         final, taken_back = _final(trainer)
     history.append(final)

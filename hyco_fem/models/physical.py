@@ -16,7 +16,7 @@ from dolfinx import fem
 from torch import Tensor, nn
 
 from hyco_fem.bridge.dofs import dof_coordinates, owned_size
-from hyco_fem.bridge.jacobian import Jacobian, jacobian
+from hyco_fem.bridge.jacobian import Jacobian, Observed, jacobian
 from hyco_fem.bridge.points import Points
 from hyco_fem.bridge.solve import solve, solve_many
 from hyco_fem.models.experiments import Scenario, batch_item, batch_size
@@ -213,7 +213,7 @@ class PhysicalModel(nn.Module):
         return solve_many(self.solver, settings, *self.coefficient_values())
 
     def jacobian(self, points: Points, *, state: State | None = None) -> Jacobian:
-        """Solve, and differentiate the values at points by all parameters θ; no graph is kept.
+        """Solve, and differentiate the values at points by all parameters θ; no graph is kept.  Collective.
 
         With `state`, that of a solve made at this θ (`model.solver.state`), there is no new solve, and its factors are
         used where they are still the last ones.
@@ -222,14 +222,7 @@ class PhysicalModel(nn.Module):
         parameters, or where a parameter is a field; `Jacobian.method` says which.  A parameter that the observations do
         not depend on has a column of zeros, and a warning.
         """
-        if state is None:
-            with torch.no_grad():
-                self.solve()
-            state = self.solver.state
-        trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        found = jacobian(
-            self.solver, state, list(self.coefficients.values()), self._x, trainable, points, self.observed
-        )
+        (found,) = self.jacobians([points], state=state)
         scale = max_over_ranks(
             self.comm, [float(np.abs(found.matrix[:, s]).max(initial=0.0)) for s in found.columns.values()]
         )
@@ -237,6 +230,16 @@ class PhysicalModel(nn.Module):
             if largest == 0.0:
                 warnings.warn(f"the observations do not depend on the parameter '{name}'", stacklevel=2)
         return found
+
+    def jacobians(self, sets: Sequence[Observed], *, state: State | None = None) -> list[Jacobian]:
+        """One `jacobian` for each of several sets of points, with the same tangent solves; without a warning."""
+        if state is None:
+            with torch.no_grad():
+                self.solve()
+            state = self.solver.state
+        trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        modules = list(self.coefficients.values())
+        return jacobian(self.solver, state, modules, self._x, trainable, sets, self.observed)
 
     @property
     def description(self) -> str:
