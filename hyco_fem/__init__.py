@@ -16,16 +16,21 @@ from hyco_fem.game.answers import LBFGS, AdamStep, Answers, TorchStep
 from hyco_fem.game.baselines import NetworkOnly, PhysicsOnly
 from hyco_fem.game.curvature import MisfitHessian
 from hyco_fem.game.data import Data, Sensing
+from hyco_fem.game.field import FieldResult, FieldStep, bayesian_weight, fit_field
 from hyco_fem.game.gauss_newton import GaussNewton
 from hyco_fem.game.history import Record, Result
 from hyco_fem.game.hyco import Hyco
+from hyco_fem.game.identify import Identifiability
 from hyco_fem.game.least_squares import LeastSquaresResult, least_squares
 from hyco_fem.game.loop import Stopping
 from hyco_fem.game.losses import Weights, scenario_misfit
 from hyco_fem.game.multistart import MultiStart
 from hyco_fem.game.pinn import PINN, PINNWeights
 from hyco_fem.game.progress import BarProgress, TextProgress, progress
+from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance
+from hyco_fem.game.trust import TrustReport, trust_report
 from hyco_fem.game.vpinn import VariationalPINN, VariationalWeights
+from hyco_fem.game.weight import WeightChoice, choose_weight
 from hyco_fem.io.fields import write_fields
 from hyco_fem.io.history import HistoryFile
 from hyco_fem.io.meshes import read_mesh
@@ -51,8 +56,10 @@ from hyco_fem.models.synthetic import (
 from hyco_fem.models.transforms import Bounded, Identity, Positive, Square, Transform
 from hyco_fem.parallel import limit_threads
 from hyco_fem.pde import catalogue
+from hyco_fem.pde.inner import RieszMap
 from hyco_fem.pde.linear import SolveError
 from hyco_fem.pde.problem import Dirichlet, Flux, Problem, Robin
+from hyco_fem.pde.regularisers import BiLaplacian, H1Tikhonov, L2Tikhonov, Regulariser, TotalVariation
 from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.script import run_script
 from hyco_fem.verify import (
@@ -72,23 +79,33 @@ __all__ = [
     "AdamStep",
     "Answers",
     "BarProgress",
+    "BiLaplacian",
     "Bounded",
+    "Choice",
     "CoefficientError",
+    "CrossValidation",
     "Data",
     "Dirichlet",
+    "Discrepancy",
     "DofGhosts",
     "ErrorNorms",
+    "FieldResult",
+    "FieldStep",
     "Flux",
     "FourierFeatures",
     "GaussNewton",
     "GaussianBumps",
+    "GradientBalance",
+    "H1Tikhonov",
     "HardBoundary",
     "HistoryFile",
     "Hyco",
+    "Identifiability",
     "Identity",
     "InputScaling",
     "InvarianceResult",
     "Jacobian",
+    "L2Tikhonov",
     "LeastSquaresResult",
     "MeshAndTags",
     "MisfitHessian",
@@ -109,8 +126,10 @@ __all__ = [
     "RandomGhosts",
     "Raster",
     "Record",
+    "Regulariser",
     "ResNet",
     "Result",
+    "RieszMap",
     "Robin",
     "Scalar",
     "Scenario",
@@ -127,17 +146,23 @@ __all__ = [
     "TaylorResult",
     "TextProgress",
     "TorchStep",
+    "TotalVariation",
     "Transform",
+    "TrustReport",
     "VariationalPINN",
     "VariationalWeights",
+    "WeightChoice",
     "Weights",
     "as_function",
+    "bayesian_weight",
     "bounding_box",
     "box_distance",
     "catalogue",
+    "choose_weight",
     "dof_coordinates",
     "dot_product_test",
     "error_norms",
+    "fit_field",
     "least_squares",
     "limit_threads",
     "mesh_distance",
@@ -155,6 +180,7 @@ __all__ = [
     "show",
     "strong_residual",
     "taylor_test",
+    "trust_report",
     "write_fields",
     "write_sensors",
 ]

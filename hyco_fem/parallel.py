@@ -12,6 +12,7 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 from mpi4py import MPI
@@ -132,7 +133,8 @@ class _Replicate(torch.autograd.Function):
 
 
 def _summed(local: Tensor, comm: MPI.Comm) -> Tensor:
-    return torch.from_numpy(sum_array(comm, np.atleast_1d(as_array(local)))).reshape(local.shape).clone()
+    total = torch.from_numpy(sum_array(comm, np.atleast_1d(as_array(local.cpu())))).reshape(local.shape)
+    return total.to(local.device, copy=True)
 
 
 def sum_over_ranks(local: Tensor, comm: MPI.Comm) -> Tensor:
@@ -175,13 +177,22 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> N
 
 
 def sum_tensors(tensors: Sequence[Tensor], replicated: Sequence[bool], comm: MPI.Comm) -> list[Tensor]:
-    """Add up over the ranks those tensors that belong to replicated parameters, in one reduction.  Collective."""
+    """Add up over the ranks those tensors that belong to replicated parameters, in one reduction.  Collective.
+
+    Tensors may live on any device and differ in dtype: each sum is where, and what, its summand is.
+    """
     if comm.size == 1:
         return list(tensors)
     chosen = [t.reshape(-1) for t, r in zip(tensors, replicated, strict=True) if r]
-    total = torch.from_numpy(sum_array(comm, torch.cat(chosen).detach().numpy())) if chosen else torch.empty(0)
+    total = torch.from_numpy(sum_array(comm, _on_cpu(chosen).numpy())) if chosen else torch.empty(0)
     parts = iter(torch.split(total, [len(t) for t in chosen]))
-    return [next(parts).view_as(t).clone() if r else t for t, r in zip(tensors, replicated, strict=True)]
+    return [next(parts).view_as(t).to(t, copy=True) if r else t for t, r in zip(tensors, replicated, strict=True)]
+
+
+def _on_cpu(flat: Sequence[Tensor]) -> Tensor:
+    """One vector of all entries, copied once from each device rather than once for each tensor."""
+    runs = [torch.cat(list(run)).detach().cpu() for _, run in groupby(flat, key=lambda t: t.device)]
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter], comm: MPI.Comm) -> float:
@@ -206,7 +217,7 @@ def check_replicated(named: Iterable[tuple[str, Tensor]], comm: MPI.Comm) -> Non
     """Raise ValueError on all ranks if a replicated tensor differs from rank 0's.  Collective."""
     if comm.size == 1:
         return
-    mine = [(name, tensor.detach().numpy()) for name, tensor in named if not is_distributed(tensor)]
+    mine = [(name, tensor.detach().cpu().numpy()) for name, tensor in named if not is_distributed(tensor)]
     reference = comm.bcast(mine if comm.rank == 0 else None, root=0)
     with agreed(comm):
         if [name for name, _ in mine] != [name for name, _ in reference]:
@@ -222,7 +233,15 @@ def check_replicated(named: Iterable[tuple[str, Tensor]], comm: MPI.Comm) -> Non
                 )
 
 
-# -- threads ---------------------------------------------------------------------------------------------------
+# -- nodes -----------------------------------------------------------------------------------------------------
+
+
+def local_rank(comm: MPI.Comm) -> int:
+    """The number of this rank among those of `comm` on the same node.  Collective."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    rank = node.rank
+    node.Free()
+    return rank
 
 
 def limit_threads(comm: MPI.Comm = MPI.COMM_WORLD) -> int:

@@ -11,6 +11,7 @@ Rows are distributed over the ranks as the points are; the reduced problem (thre
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import scipy.linalg as sl
 import torch
 
+from hyco_fem.game.identify import entry_names, identify
 from hyco_fem.game.player import Look, Method, Player, flat, put_flat
 from hyco_fem.models.physical import CoefficientError
 from hyco_fem.parallel import is_distributed, sum_array
@@ -89,6 +91,7 @@ class Damped:
         self._first: float | None = None
         self._D: np.ndarray | None = None
         self._before: np.ndarray | None = None
+        self._warned = False
 
     def improve(self, objective: Any) -> Look:
         """Step until `steps` or the tolerance is reached.  A trial that leads to no finite J is shortened."""
@@ -111,6 +114,8 @@ class Damped:
         for _ in range(self.spec.steps):
             problem = reduced(comm, *objective.linearised())
             self.jacobians += 1
+            if look is None and not self._warned:
+                self._warn_if_few(problem, objective, x)
             gradient = 2.0 * (problem.slope() + c * x)
             if look is None:
                 look = Look(value, float(np.linalg.norm(gradient)))
@@ -146,6 +151,19 @@ class Damped:
         self._before = start
         assert look is not None
         return look
+
+    def _warn_if_few(self, problem: Reduced, objective: Any, x: np.ndarray) -> None:
+        """Warn where a PDE has more parameters than there are residuals, with the combinations that are not seen."""
+        if alike(objective, len(x)).any() or not isinstance(problem, Rows) or len(problem.r) >= len(x):
+            return
+        self._warned = True
+        names = entry_names([(name, tuple(p.shape)) for name, p in self.player.named.items()])
+        found = identify(names, x, problem.J, problem.r)
+        warnings.warn(
+            f"{len(problem.r)} residuals for {len(x)} parameters: they do not determine θ; "
+            + "; ".join(f"they do not see {text}" for text in found.unseen),
+            stacklevel=4,
+        )
 
     def undo(self) -> bool:
         """Go back to where the last answer began, with more damping."""

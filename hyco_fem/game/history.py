@@ -61,6 +61,7 @@ class Result:
     nash_residual: (|∇_θ J_phy|, |∇_φ J_syn|) at the final state; zero at a Nash equilibrium.
     rounds: rounds that count.  rolled_back: steps that were taken back.  stop: why the run ended.
     timings: seconds on this rank by part.
+    choice: how the weights were chosen, with the curve, where a rule chose them.
     """
 
     parameters: dict[str, Any]
@@ -70,12 +71,15 @@ class Result:
     rolled_back: int
     stop: str
     timings: dict[str, float]
+    choice: Any = None
 
     def summary(self) -> dict[str, Any]:
         """What goes into summary.json; NaN becomes null."""
         last = self.history[-1].flat() if self.history else {}
+        chosen = {} if self.choice is None else {"choice": self.choice.summary()}
         return _plain(
-            {
+            chosen
+            | {
                 "stop": self.stop,
                 "rounds": self.rounds,
                 "rolled_back": self.rolled_back,

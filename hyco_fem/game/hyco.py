@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from hyco_fem.game.baselines import NetworkOnly
 from hyco_fem.game.data import Data, Sensing
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, Stopping, run
-from hyco_fem.game.losses import Weights, network_values
+from hyco_fem.game.losses import Weights, local_interaction, network_values
 from hyco_fem.game.objective import (
     JointObjective,
     Opponent,
@@ -29,6 +30,7 @@ from hyco_fem.game.objective import (
     squared_norm,
 )
 from hyco_fem.game.player import Player
+from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, Rule
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, any_rank, check_replicated, sum_array
 from hyco_fem.pde.linear import SolveError
@@ -38,14 +40,14 @@ _SCHEDULES = ("alternating", "simultaneous", "joint")
 
 
 @dataclass
-class _Scene:
-    """One round before anyone answers: the weights, the ghost points, and the solution at sensors and ghost points."""
+class Scene:
+    """One round before anyone answers: the ghost points, the solution at sensors and ghost points, and the weights."""
 
-    weights: Weights
     ghosts: GhostPoints
     at_sensors: Tensor | None
     at_ghosts: Tensor
     misfit: Tensor
+    weights: Weights
 
 
 class Hyco:
@@ -61,7 +63,8 @@ class Hyco:
         synthetic: Any torch module (n, d) ↦ (n,) or (n, components), float64, equal on every rank.
         data: Sensor data, seen by both players; or `Sensing`: what each of them sees.
         ghosts: Where the models are compared: `RandomGhosts`, `QuadratureGhosts`, `DofGhosts`.
-        weights: a₁, b₁, a₂, b₂ and the weight decay; or a function of the number of the round that gives them.
+        weights: a₁, b₁, a₂, b₂ and the weight decay; or a function of the number of the round that gives them; or a
+            rule that chooses them: `CrossValidation`, `Discrepancy`, `GradientBalance`.
         answers: How each player answers.
         schedule: "alternating" (the paper's: Gauss–Seidel), "simultaneous" (Jacobi) or "joint".
         warm_up: Steps in which the network alone is fitted to the data, before the first round.
@@ -76,7 +79,7 @@ class Hyco:
         data: Data | Sensing,
         ghosts: Ghosts | None = None,
         *,
-        weights: Weights | Callable[[int], Weights] | None = None,
+        weights: Weights | Callable[[int], Weights] | Rule | None = None,
         answers: Answers | None = None,
         schedule: Schedule = "alternating",
         warm_up: int = 0,
@@ -103,14 +106,19 @@ class Hyco:
         self.clock = Clock()
         self.next_round = 0
         self.warm_up_result: Result | None = None
-        theta, phi = dict(physical.named_parameters()), dict(synthetic.named_parameters())
+        self.choice: Choice | None = None
+        self._seat()
+
+    def _seat(self) -> None:
+        """Players with fresh methods."""
+        theta, phi = dict(self.physical.named_parameters()), dict(self.synthetic.named_parameters())
         with agreed(self.comm):
             self.players = (
                 Player("physical", theta, self.answers.physical, self.comm),
                 Player("synthetic", phi, self.answers.synthetic, self.comm),
             )
             self.together: Player | None = None
-            if schedule == "joint":
+            if self.schedule == "joint":
                 both = {f"physical.{n.removeprefix('coefficients.')}": p for n, p in theta.items()}
                 both |= {f"synthetic.{n}": p for n, p in phi.items()}
                 self.together = Player("joint", both, self.answers.joint, self.comm)
@@ -141,7 +149,21 @@ class Hyco:
                 answer = self.answers.synthetic
                 alone = NetworkOnly(self.synthetic, self.sensing.synthetic, answer)
                 self.warm_up_result = alone.run(-(-self.warm_up // getattr(answer, "steps", 1)))
-        return run(self, rounds, tolerance=tolerance, stopping=stopping, callbacks=callbacks)
+        if isinstance(self.weights, (CrossValidation, Discrepancy)):
+            with self.clock("weights"):
+                self.choice = self.weights.choose(self)
+            self.weights = self.choice.weights
+        result = run(self, rounds, tolerance=tolerance, stopping=stopping, callbacks=callbacks)
+        result.choice = self.choice
+        return result
+
+    def trial(self, weights: Weights, answers: Answers, sensing: Sensing) -> Hyco:
+        """The same models in a game of its own: other weights, answers or sensors.  Collective."""
+        twin = copy.copy(self)
+        twin.weights, twin.answers, twin.sensing, twin.data = weights, answers, sensing, sensing
+        twin.clock, twin.warm_up, twin.choice = Clock(), 0, None
+        twin._seat()
+        return twin
 
     # -- one round -----------------------------------------------------------------------------------------
 
@@ -175,13 +197,13 @@ class Hyco:
         phy, syn = self.players
         parameters = parameter_values(self.physical, self.comm, LONGEST_IN_HISTORY)
         norm = self._norm()
-        scene = self._scene(number)
+        scene = self.scene(number)
         if self._overflows(scene):
             self._mover(0).take_back()
             return None
         if self.together is not None:
             return self._joint_round(number, scene, norm, parameters)
-        facing = self._synthetic_objective(scene)
+        facing = self.synthetic_objective(scene)
         with self.clock("network"):
             syn_look = syn.answer_to(facing)
             if not syn_look.finite:
@@ -196,13 +218,13 @@ class Hyco:
             syn.take_back()
             return None
         with self.clock("solve"):
-            phy_look = phy.answer_to(self._physical_objective(scene, answered))
+            phy_look = phy.answer_to(self.physical_objective(scene, answered))
         if not phy_look.finite:
             return None
         gradients = phy_look.gradient_norm, syn_look.gradient_norm
         return self._record(number, scene, misfit, interaction, norm, gradients, parameters)
 
-    def _joint_round(self, number: int, scene: _Scene, norm: float, parameters: dict) -> Record | None:
+    def _joint_round(self, number: int, scene: Scene, norm: float, parameters: dict) -> Record | None:
         """An answer of both together on P; both gradients told are that of P by (θ, φ)."""
         assert self.together is not None
         w = scene.weights.joint()
@@ -215,7 +237,7 @@ class Hyco:
             ),
         )
         with torch.no_grad():
-            facing = self._synthetic_objective(scene)
+            facing = self.synthetic_objective(scene)
             facing()
         with self.clock("joint"):
             look = self.together.answer_to(objective)
@@ -227,17 +249,17 @@ class Hyco:
 
     def _look(self, number: int) -> Record | None:
         phy, syn = self.players
-        scene = self._scene(number)
+        scene = self.scene(number)
         if self._overflows(scene):
             self._mover(0).take_back()
             return None
-        facing = self._synthetic_objective(scene)
+        facing = self.synthetic_objective(scene)
         syn_look = syn.look(facing())
         if not syn_look.finite:
             self._mover(1).take_back()
             return None
         misfit, interaction, values = facing.first
-        phy_look = phy.look(self._physical_objective(scene, values)())
+        phy_look = phy.look(self.physical_objective(scene, values)())
         if not phy_look.finite:
             self._mover(0).take_back()
             return None
@@ -245,15 +267,18 @@ class Hyco:
         gradients = phy_look.gradient_norm, syn_look.gradient_norm
         return self._record(number, scene, misfit, interaction, self._norm(), gradients, parameters)
 
-    def _overflows(self, scene: _Scene) -> bool:
+    def _overflows(self, scene: Scene) -> bool:
         """Whether the solution is too large to be compared with anything: then the network is not to blame."""
         size = float(scene.misfit) + float(scene.at_ghosts.detach().square().sum())
         return any_rank(self.comm, not math.isfinite(size))
 
-    def weights_of(self, number: int) -> Weights:
-        """The weights of a round.  Collective."""
+    def _weights_of(self, number: int, scene: Scene) -> Weights:
         if isinstance(self.weights, Weights):
             return self.weights
+        if isinstance(self.weights, GradientBalance):
+            return (
+                self.weights.at(number, *self._gradient_norms(scene)) if self.weights.due(number) else self.weights.now
+            )
         with agreed(self.comm):
             found = self.weights(number)
             if not isinstance(found, Weights):
@@ -261,9 +286,25 @@ class Hyco:
             self._check_weights(found, self.schedule)
         return found
 
-    def _scene(self, number: int) -> _Scene:
-        """The solution at the current θ, at the sensors and at this round's ghost points."""
-        weights = self.weights_of(number)
+    def _gradient_norms(self, scene: Scene) -> list[float]:
+        """|∇_θ L_phy|, |∇_θ I|, |∇_φ L_syn|, |∇_φ I|, with a backward pass for each."""
+        phy, syn = self.players
+        with agreed(self.comm):
+            values = network_values(self.synthetic, scene.ghosts.x)
+        norms = []
+        for player, data in ((phy, self.sensing.physical), (syn, self.sensing.synthetic)):
+            if player is phy:
+                at_sensors, there, fixed = scene.at_sensors, scene.at_ghosts, values.detach()
+            else:
+                at_sensors = None if data is None else network_values(self.synthetic, data.points.x)
+                there, fixed = values, scene.at_ghosts.detach()
+            misfit = None if data is None or at_sensors is None else data.local_misfit(at_sensors)
+            for part in (misfit, local_interaction(there, fixed, scene.ghosts)):
+                norms.append(0.0 if part is None else player.gradient_norm_of(part))
+        return norms
+
+    def scene(self, number: int) -> Scene:
+        """The solution at the current θ, at the sensors and at the ghost points of a round.  Collective."""
         with self.clock("solve"):
             u = self.physical.solve()
         with self.clock("ghosts"):
@@ -274,16 +315,20 @@ class Hyco:
             at_sensors = data.points.evaluate(u, self.physical.observed)
             with torch.no_grad():
                 misfit = data.local_misfit(at_sensors)
-        return _Scene(weights, ghosts, at_sensors, at_ghosts, misfit)
+        scene = Scene(ghosts, at_sensors, at_ghosts, misfit, Weights())
+        scene.weights = self._weights_of(number, scene)
+        return scene
 
-    def _synthetic_objective(self, scene: _Scene) -> SyntheticObjective:
+    def synthetic_objective(self, scene: Scene) -> SyntheticObjective:
+        """What the synthetic player minimises there."""
         w = scene.weights
         opponent = Opponent(scene.ghosts, scene.at_ghosts.detach())
         return SyntheticObjective(
             self.synthetic, self.sensing.synthetic, w.a2, w.b2, opponent, decay=w.decay, comm=self.comm
         )
 
-    def _physical_objective(self, scene: _Scene, answered: Tensor) -> PhysicalObjective:
+    def physical_objective(self, scene: Scene, answered: Tensor) -> PhysicalObjective:
+        """What the physical player minimises there, against values of the network at the ghost points owned here."""
         w = scene.weights
         own = scene.at_sensors if w.a1 > 0 else None
         there = scene.at_ghosts if w.b1 > 0 else None
@@ -300,7 +345,7 @@ class Hyco:
     def _record(
         self,
         number: int,
-        scene: _Scene,
+        scene: Scene,
         misfit: Tensor,
         interaction: Tensor,
         norm: float,

@@ -19,7 +19,10 @@ import torch
 from scipy import optimize
 
 from hyco_fem.game.data import Data
+from hyco_fem.game.gauss_newton import bound_arrays
 from hyco_fem.game.history import write_summary
+from hyco_fem.game.identify import entry_names, standard_errors
+from hyco_fem.game.player import flat, put_flat
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, is_distributed
 from hyco_fem.pde.linear import SolveError
@@ -116,8 +119,8 @@ def least_squares(
     _, s, Vt = np.linalg.svd(J, full_matrices=False)
     return LeastSquaresResult(
         parameters=fit.by_name(found.x),
-        standard_errors=fit.by_name(_standard_errors(s, Vt)),
-        names=fit.names(),
+        standard_errors=fit.by_name(standard_errors(s, Vt)),
+        names=entry_names([(n.removeprefix("coefficients."), tuple(p.shape)) for n, p in fit.parameters.items()]),
         residuals=r,
         jacobian=J,
         singular_values=s,
@@ -129,17 +132,6 @@ def least_squares(
         converged=found.status > 0,
         stop=found.message.rstrip("."),
     )
-
-
-def _standard_errors(s: np.ndarray, Vt: np.ndarray) -> np.ndarray:
-    """Square roots of the diagonal of (JᵀJ)⁻¹."""
-    seen = s > s.max(initial=0.0) * np.finfo(float).eps * max(Vt.shape)
-    errors = np.sqrt(((Vt[seen] / s[seen, None]) ** 2).sum(axis=0))
-    if seen.all() and len(s) == Vt.shape[1]:
-        return errors
-    # What the seen directions do not span is not determined.
-    hidden = 1.0 - (Vt[seen] ** 2).sum(axis=0)
-    return np.where(hidden > 1e-12, np.inf, errors)
 
 
 class _Fit:
@@ -163,34 +155,16 @@ class _Fit:
                         f"'{name}' is a field with a number for every dof, too many for a Jacobian; fit it by "
                         "gradients (hyco_fem.PhysicsOnly)"
                     )
-            self.bounds = self._bounds(bounds or {})
+            self.bounds = bound_arrays(self.parameters, bounds or {})
         self.history: list[float] = []
         self.solves = self.jacobians = 0
         self._solved: tuple[np.ndarray, State, np.ndarray] | None = None  # θ, state and r of the last solve
 
-    def _bounds(self, given: Mapping[str, tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        unknown = sorted(set(given) - set(self.parameters))
-        if unknown:
-            raise ValueError(f"bounds name {unknown}, the parameters are {sorted(self.parameters)}")
-        lower, upper = [], []
-        for name, p in self.parameters.items():
-            low, high = (np.broadcast_to(b, p.shape).ravel() for b in given.get(name, (-np.inf, np.inf)))
-            value = p.detach().numpy().ravel()
-            if not (np.all(low < high) and np.all(value >= low) and np.all(value <= high)):
-                raise ValueError(f"the start of '{name}', {value}, does not lie within its bounds {low} and {high}")
-            lower.append(low)
-            upper.append(high)
-        return np.concatenate(lower), np.concatenate(upper)
-
     def theta(self) -> np.ndarray:
-        return np.concatenate([p.detach().numpy().ravel() for p in self.parameters.values()])
+        return flat(self.parameters.values())
 
     def put(self, theta: np.ndarray) -> None:
-        start = 0
-        with torch.no_grad():
-            for p in self.parameters.values():
-                p.copy_(torch.from_numpy(theta[start : start + p.numel()].copy()).view_as(p))
-                start += p.numel()
+        put_flat(self.parameters.values(), theta)
 
     def by_name(self, theta: np.ndarray) -> dict[str, Any]:
         out, start = {}, 0
@@ -198,13 +172,6 @@ class _Fit:
             part = theta[start : start + p.numel()].reshape(tuple(p.shape))
             out[name.removeprefix("coefficients.")] = float(part) if part.ndim == 0 else part.copy()
             start += p.numel()
-        return out
-
-    def names(self) -> list[str]:
-        out = []
-        for name, p in self.parameters.items():
-            name = name.removeprefix("coefficients.")
-            out += [name if p.ndim == 0 else f"{name}[{','.join(map(str, i))}]" for i in np.ndindex(tuple(p.shape))]
         return out
 
     def residuals(self, theta: np.ndarray) -> np.ndarray:

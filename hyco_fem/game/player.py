@@ -95,6 +95,15 @@ class Player:
         sum_gradients(self.parameters, self.comm)
         return Look(value, gradient_norm(self.parameters, self.comm))
 
+    def gradient_norm_of(self, local: Tensor) -> float:
+        """Norm of the gradient of a sum over ranks, from this rank's summand, whose graph is kept.  Collective."""
+        for p in self.parameters:
+            p.grad = None
+        if self.parameters and local.requires_grad:
+            local.backward(inputs=self.parameters, retain_graph=True)
+        sum_gradients(self.parameters, self.comm)
+        return gradient_norm(self.parameters, self.comm)
+
     def answer_to(self, objective: Summand) -> Look:
         """Answer; the first look, or the first that is not finite.  Collective.
 

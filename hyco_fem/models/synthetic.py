@@ -255,7 +255,8 @@ class HardBoundary(nn.Module):
 
     Args:
         network: The network.
-        distance: ℓ, (n, d) → (n,), zero on the Dirichlet boundary and positive inside; `box_distance` for a box.
+        distance: ℓ, (n, d) → (n,), zero on the Dirichlet boundary and positive inside: `box_distance` for a box,
+            `mesh_distance` for any mesh.
         value: g, a number or a function (n, d) → (n,) or (n, outputs).
     """
 
@@ -286,6 +287,7 @@ def box_distance(box: Any) -> Callable[[Tensor], Tensor]:
 
     def distance(x: Tensor) -> Tensor:
         _check_dimension(x, len(lower), "the box")
-        return (4.0 * (x - lower) * (upper - x) / (upper - lower).square()).prod(dim=1)
+        l, u = lower.to(x), upper.to(x)  # where the network is, in its dtype
+        return (4.0 * (x - l) * (u - x) / (u - l).square()).prod(dim=1)
 
     return distance

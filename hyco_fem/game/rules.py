@@ -1,0 +1,274 @@
+"""Weights that are chosen: by held-out sensors, by the noise, or by the size of gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from mpi4py import MPI
+
+import numpy as np
+import torch
+
+from hyco_fem.game.answers import Answers
+from hyco_fem.game.data import Data, Sensing
+from hyco_fem.game.groups import shared_out
+from hyco_fem.game.losses import Weights, network_values
+from hyco_fem.game.player import flat, put_flat
+from hyco_fem.models.physical import CoefficientError
+from hyco_fem.parallel import agreed, sum_array
+from hyco_fem.pde.linear import SolveError
+
+if TYPE_CHECKING:
+    from hyco_fem.game.hyco import Hyco
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Weights that a rule has chosen, with its curve.  Replicated.
+
+    weights: chosen.  candidates: all that were tried.  scores: of each, the smaller the better (cross-validation: mean
+    squared error at held-out sensors, in units of σ²; discrepancy: L_syn), infinite where the game failed.
+    spread: standard errors of the scores over the folds; zero where there are none.  rule: its name.
+    """
+
+    weights: Weights
+    candidates: list[Weights]
+    scores: np.ndarray
+    spread: np.ndarray
+    rule: str
+
+    def summary(self) -> dict[str, Any]:
+        """What goes into summary.json."""
+        return {
+            "rule": self.rule,
+            "weights": vars(self.weights),
+            "candidates": [vars(w) for w in self.candidates],
+            "scores": self.scores,
+            "spread": self.spread,
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            f"{'→' if w == self.weights else ' '} b1/a1 {_ratio(w.b1, w.a1):9.3g}  b2/a2 {_ratio(w.b2, w.a2):9.3g}  "
+            f"decay/a2 {_ratio(w.decay, w.a2):9.3g}  score {s:.4g} ± {e:.2g}"
+            for w, s, e in zip(self.candidates, self.scores, self.spread, strict=True)
+        ]
+        return "\n".join([f"weights by {self.rule}", *rows])
+
+
+def _ratio(b: float, a: float) -> float:
+    return b / a if a > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Weights with the smallest error at held-out sensors, over k folds (Stone 1974).
+
+    For each fold the game is played without its sensors, from the models' present state, once for each candidate, each
+    going on from where the one before ended: put neighbours next to each other.  Afterwards the models are as before.
+
+    Args:
+        candidates: Weights to try.
+        folds: k.  rounds: of each game.
+        answers: Those of the games; by default the game's own.
+        model: Whose error at the held-out sensors counts, "synthetic" or "physical".
+        warm: Whether a candidate goes on from where the one before it ended, or from the present state.
+        seed: Of the folds, which do not depend on the partition.
+        build: Builds the game on a communicator; then the ranks form groups, and share the folds.  The models must
+            come out in the state that the game is in.
+        ranks_each: Ranks that one game needs, with `build`.
+
+    Raises:
+        ValueError: fewer sensors than folds: a fold would have no sensor; no candidate.
+    """
+
+    candidates: Sequence[Weights]
+    folds: int = 5
+    rounds: int = 3
+    answers: Answers | None = None
+    model: Literal["synthetic", "physical"] = "synthetic"
+    warm: bool = True
+    seed: int = 0
+    build: Callable[[MPI.Comm], Hyco] | None = None
+    ranks_each: int = 1
+
+    def __post_init__(self) -> None:
+        _check_candidates(self.candidates)
+        if self.folds < 2 or self.rounds < 1:
+            raise ValueError(f"cross-validation needs at least 2 folds and 1 round, not {self.folds}, {self.rounds}")
+        if self.model not in ("synthetic", "physical"):
+            raise ValueError(f"model must be 'synthetic' or 'physical', not {self.model!r}")
+
+    def choose(self, game: Hyco) -> Choice:
+        """Play the games.  Collective."""
+        with agreed(game.comm):
+            for data in (game.sensing.physical, game.sensing.synthetic):
+                if data is not None and data.n_found < self.folds:
+                    raise ValueError(
+                        f"{self.folds} folds of {data.n_found} sensors: a fold would have no sensor; use fewer folds"
+                    )
+        folds = list(range(self.folds))
+        if self.build is None:
+            rows = [self.errors(game, k) for k in folds]
+        else:
+            rows = shared_out(game.comm, folds, self.build, self.errors, ranks_each=self.ranks_each)
+        table = np.array(rows)
+        scores = table.mean(axis=0)
+        if not np.isfinite(scores).any():
+            raise ValueError("cross-validation: the game failed with every candidate; see the models alone first")
+        with np.errstate(invalid="ignore"):
+            spread = table.std(axis=0, ddof=1) / math.sqrt(self.folds)
+        best = int(np.argmin(scores))
+        return Choice(
+            self.candidates[best], list(self.candidates), scores, spread, f"{self.folds}-fold cross-validation"
+        )
+
+    def errors(self, game: Hyco, fold: int) -> list[float]:
+        """Mean square error at the sensors of a fold, for each candidate.  Collective on the game's ranks."""
+        kept, held = zip(
+            *(self._parted(data, fold) for data in (game.sensing.physical, game.sensing.synthetic)), strict=True
+        )
+        judge = held[self.model == "synthetic"] or held[self.model != "synthetic"]
+        before = _state(game)
+        errors = []
+        for weights in self.candidates:
+            if not self.warm:
+                _restore(game, before)
+            errors.append(self._error(game, weights, Sensing(*kept), judge))
+            if not math.isfinite(errors[-1]):
+                _restore(game, before)
+        _restore(game, before)
+        return errors
+
+    def _error(self, game: Hyco, weights: Weights, sensing: Sensing, judge: Data) -> float:
+        trial = game.trial(weights, self.answers or game.answers, sensing)
+        try:
+            trial.run(self.rounds)
+            with torch.no_grad():
+                if self.model == "synthetic":
+                    values = network_values(game.synthetic, judge.points.x)
+                else:
+                    values = game.physical(judge.points)
+        except (CoefficientError, SolveError, FloatingPointError):
+            return math.inf
+        total = float(sum_array(game.comm, np.atleast_1d(float(judge.local_misfit(values))))[0])
+        return total if math.isfinite(total) else math.inf
+
+    def _parted(self, data: Data | None, fold: int) -> tuple[Data | None, Data | None]:
+        """The sensors without a fold, and those of the fold."""
+        if data is None:
+            return None, None
+        rows = np.flatnonzero(data.rows)
+        order = np.random.default_rng(self.seed).permutation(len(rows))
+        held = np.zeros(data.n, dtype=bool)
+        held[rows[order[fold :: self.folds]]] = True
+        return data.only(~held), data.only(held)
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """The first of the candidates with which the network fits its data no better than the noise: L_syn ≥ level.
+
+    (Morozov 1966.)  Put them in the order of growing interaction b₂/a₂: the network leaves the data for the physics
+    more and more, until the misfit is that of the noise.  Where it never gets there, the last candidate.
+
+    Args:
+        candidates: In order.  level: 1 where σ is known.  rounds, answers: of the games.
+    """
+
+    candidates: Sequence[Weights]
+    level: float = 1.0
+    rounds: int = 3
+    answers: Answers | None = None
+
+    def __post_init__(self) -> None:
+        _check_candidates(self.candidates)
+        if not self.level > 0 or self.rounds < 1:
+            raise ValueError(f"Discrepancy needs a positive level and a round, not {self.level}, {self.rounds}")
+
+    def choose(self, game: Hyco) -> Choice:
+        """Play the games, each from where the last one ended; afterwards the models are as before.  Collective."""
+        data = game.sensing.synthetic
+        with agreed(game.comm):
+            if data is None or not data.known_noise:
+                raise ValueError("the discrepancy principle needs data for the network with a known noise_std")
+        before = _state(game)
+        scores = []
+        for weights in self.candidates:
+            trial = game.trial(weights, self.answers or game.answers, game.sensing)
+            try:
+                scores.append(trial.run(self.rounds).history[-1].misfit_synthetic)
+            except (CoefficientError, SolveError, FloatingPointError):
+                scores.append(math.inf)
+                _restore(game, before)
+            if scores[-1] >= self.level:
+                break
+        _restore(game, before)
+        tried = list(self.candidates[: len(scores)])
+        finite = [k for k, s in enumerate(scores) if math.isfinite(s)]
+        if not finite:
+            raise ValueError("the discrepancy principle: the game failed with every candidate")
+        # Of the two around the level the nearer one.
+        best = min(finite[-2:], key=lambda k: abs(math.log(max(scores[k], 1e-300) / self.level)))
+        return Choice(tried[best], tried, np.array(scores), np.zeros(len(tried)), "discrepancy")
+
+
+@dataclass
+class GradientBalance:
+    """b₁ and b₂ such that misfit and interaction pull equally hard: b |∇I| = a |∇L| for each player.
+
+    (Wang, Teng, Perdikaris 2021, for PINNs.)  Measured every so many rounds, with a moving average.
+
+    Args:
+        start: Weights to begin with; a₁, a₂ and the decay stay.
+        every: Rounds between measurements; each costs two more adjoint solves.
+        memory: Of the moving average, within [0, 1).
+    """
+
+    start: Weights = field(default_factory=Weights)
+    every: int = 10
+    memory: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 <= self.memory < 1:
+            raise ValueError(f"GradientBalance needs every >= 1 and 0 <= memory < 1, not {self.every}, {self.memory}")
+        self.now = self.start
+        self._measured = -1
+
+    def due(self, number: int) -> bool:
+        """Whether the weights are to be measured in this round."""
+        return number % self.every == 0 and number != self._measured
+
+    def at(self, number: int, *norms: float) -> Weights:
+        """New weights from |∇_θ L_phy|, |∇_θ I|, |∇_φ L_syn|, |∇_φ I|."""
+        w = self.now
+        memory = self.memory if self._measured >= 0 else 0.0
+        self._measured = number
+        self.now = replace(w, b1=_mixed(w.a1, w.b1, *norms[:2], memory), b2=_mixed(w.a2, w.b2, *norms[2:], memory))
+        return self.now
+
+
+def _mixed(a: float, b: float, own: float, interaction: float, memory: float) -> float:
+    if not (0 < own < math.inf and 0 < interaction < math.inf and a > 0):
+        return b
+    return memory * b + (1.0 - memory) * a * own / interaction
+
+
+Rule = CrossValidation | Discrepancy | GradientBalance
+
+
+def _check_candidates(candidates: Sequence[Weights]) -> None:
+    if not candidates or not all(isinstance(w, Weights) for w in candidates):
+        raise ValueError("candidates must be a list of at least one hyco_fem.Weights")
+
+
+def _state(game: Hyco) -> tuple[np.ndarray, np.ndarray]:
+    return flat(game.physical.parameters()), flat(game.synthetic.parameters())
+
+
+def _restore(game: Hyco, state: tuple[np.ndarray, np.ndarray]) -> None:
+    put_flat(game.physical.parameters(), state[0])
+    put_flat(game.synthetic.parameters(), state[1])
