@@ -7,6 +7,7 @@ import torch  # noqa: F401  isort: skip
 
 from hyco_fem._compat import MeshAndTags
 from hyco_fem.accuracy.errors import ErrorNorms, error_norms, mesh_size, relative_l2
+from hyco_fem.bridge.boundary_ghosts import BoundaryGhosts, GhostUnion
 from hyco_fem.bridge.dofs import as_function, dof_coordinates
 from hyco_fem.bridge.ghosts import DofGhosts, QuadratureGhosts, RandomGhosts, quadrature_points
 from hyco_fem.bridge.jacobian import Jacobian
@@ -26,6 +27,7 @@ from hyco_fem.game.loop import Stopping
 from hyco_fem.game.losses import Weights, scenario_misfit
 from hyco_fem.game.multistart import MultiStart
 from hyco_fem.game.pinn import PINN, PINNWeights
+from hyco_fem.game.prior import Prior
 from hyco_fem.game.progress import BarProgress, TextProgress, progress
 from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance
 from hyco_fem.game.trust import TrustReport, trust_report
@@ -80,6 +82,7 @@ __all__ = [
     "Answers",
     "BarProgress",
     "BiLaplacian",
+    "BoundaryGhosts",
     "Bounded",
     "Choice",
     "CoefficientError",
@@ -95,6 +98,7 @@ __all__ = [
     "FourierFeatures",
     "GaussNewton",
     "GaussianBumps",
+    "GhostUnion",
     "GradientBalance",
     "H1Tikhonov",
     "HardBoundary",
@@ -121,6 +125,7 @@ __all__ = [
     "PhysicsOnly",
     "Points",
     "Positive",
+    "Prior",
     "Problem",
     "QuadratureGhosts",
     "RandomGhosts",

@@ -25,7 +25,8 @@ from hyco_fem.parallel import agreed, sum_array
 _CANDIDATES = 96
 
 
-def _check_whole(what: str, value: int, least: int) -> None:
+def check_whole(what: str, value: int, least: int) -> None:
+    """Raise ValueError unless the value is a whole number of at least `least`."""
     if not isinstance(value, Integral) or value < least:
         raise ValueError(f"{what} must be a whole number of at least {least}, not {value!r}")
 
@@ -76,8 +77,8 @@ class RandomGhosts:
 
     def __post_init__(self) -> None:
         if not callable(self.n):
-            _check_whole("the number of ghost points", self.n, 1)
-        _check_whole("the seed of the ghost points", self.seed, 0)
+            check_whole("the number of ghost points", self.n, 1)
+        check_whole("the seed of the ghost points", self.seed, 0)
 
     def on(self, V: fem.FunctionSpace) -> RandomSampler:
         """Bind to the mesh of V.  Collective."""
@@ -109,7 +110,7 @@ class RandomSampler:
         if callable(n):
             with agreed(self.comm):
                 n = n(0 if self.spec.fixed else round)
-                _check_whole("the number of ghost points", n, 1)
+                check_whole("the number of ghost points", n, 1)
         rng = np.random.default_rng((self.spec.seed, 0 if self.spec.fixed else round))
         targets = rng.random(n) * self._starts[-1]
         columns = geo.tdim if geo.affine else _CANDIDATES * (geo.tdim + 1)
@@ -142,11 +143,11 @@ class RandomSampler:
         """Reference points, uniform in the physical cells."""
         geo = self._geo
         if geo.affine:
-            return _in_reference(uniforms, geo.simplex)
+            return in_reference(uniforms, geo.simplex)
         # Accept a candidate with probability |det J| / max |det J|: the first accepted one is uniform in the cell.
         n = len(cells)
         u = uniforms.reshape(n, _CANDIDATES, geo.tdim + 1)
-        X = _in_reference(u[:, :, :-1].reshape(-1, geo.tdim), geo.simplex)
+        X = in_reference(u[:, :, :-1].reshape(-1, geo.tdim), geo.simplex)
         if n == 0:
             return X
         det = self._determinants(cells, X, _CANDIDATES)
@@ -161,7 +162,7 @@ class RandomSampler:
         return np.abs(np.linalg.det(self._geo.jacobian(np.repeat(cells, each), X))).reshape(-1, each)
 
 
-def _in_reference(uniforms: np.ndarray, simplex: bool) -> np.ndarray:
+def in_reference(uniforms: np.ndarray, simplex: bool) -> np.ndarray:
     """Uniform points of the reference cell: the gaps between sorted uniforms fill a simplex evenly."""
     if not simplex:
         return uniforms
@@ -192,7 +193,7 @@ class QuadratureGhosts:
     degree: int = 2
 
     def __post_init__(self) -> None:
-        _check_whole("the degree of a quadrature rule", self.degree, 0)
+        check_whole("the degree of a quadrature rule", self.degree, 0)
 
     def on(self, V: fem.FunctionSpace) -> FixedSampler:
         """Bind to the mesh of V.  Collective."""
@@ -201,7 +202,7 @@ class QuadratureGhosts:
 
 def quadrature_points(mesh: dmesh.Mesh, degree: int) -> Points:
     """The quadrature points of all cells, with weights that sum to 1 over the ranks.  Collective."""
-    _check_whole("the degree of a quadrature rule", degree, 0)
+    check_whole("the degree of a quadrature rule", degree, 0)
     geo = cell_geometry(mesh)
     X, weights = geo.quadrature(degree)
     q = len(weights) // geo.n_owned if geo.n_owned else 0

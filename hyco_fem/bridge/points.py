@@ -7,6 +7,7 @@ rows distributed with the points and columns with the dofs; B and Bᵀ each cost
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from mpi4py import MPI
@@ -115,6 +116,20 @@ class Points:
         x = geo.push_forward(cells, X) if len(cells) else np.empty((0, geo.gdim))
         self._set(mesh, x, cells, X, index, n, weights)
         self._found, self.n_found = None, n
+        return self
+
+    @classmethod
+    def union(cls, parts: Sequence[Points], shares: Sequence[float]) -> Points:
+        """Points of several sets, one after the other, with weights times the share of each set."""
+        self = cls.__new__(cls)
+        offsets = np.cumsum([0, *(p.n for p in parts)])
+        x = np.concatenate([p.x.numpy() for p in parts])
+        index = np.concatenate([p.index + start for p, start in zip(parts, offsets[:-1], strict=True)])
+        weights = np.concatenate([share * p.weights.numpy() for p, share in zip(parts, shares, strict=True)])
+        cells, X = (np.concatenate([getattr(p, name) for p in parts]) for name in ("_cells", "_X"))
+        self._set(parts[0].mesh, x, cells, X, index, int(offsets[-1]), weights)
+        self._found = None if all(p._found is None for p in parts) else np.concatenate([p.found for p in parts])
+        self.n_found = sum(p.n_found for p in parts)
         return self
 
     _found: np.ndarray | None

@@ -16,6 +16,7 @@ from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, Stopping, run
 from hyco_fem.game.objective import PhysicalObjective, SyntheticObjective
 from hyco_fem.game.player import Answer, Look, Player
+from hyco_fem.game.prior import Prior
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, check_replicated
 from hyco_fem.pde.linear import SolveError
@@ -85,15 +86,22 @@ class _Alone:
 
 
 class PhysicsOnly(_Alone):
-    """The physical model fitted to the data alone: min_θ L_phy.  One solve and one adjoint for each gradient."""
+    """The physical model fitted to the data alone: min_θ L_phy, with a prior where one is given.
 
-    def __init__(self, physical: PhysicalModel, data: Data, answer: Answer | None = None) -> None:
+    One solve and one adjoint for each gradient.  In the history `misfit_physical` is the whole objective.
+    """
+
+    def __init__(
+        self, physical: PhysicalModel, data: Data, answer: Answer | None = None, *, prior: Prior | None = None
+    ) -> None:
         super().__init__("physical", physical, data, answer or AdamStep(5e-3))
         self.physical = physical
+        with agreed(self.comm):
+            self.prior = None if prior is None else prior.on(self.player.named)
 
     def objective(self) -> PhysicalObjective:
-        """L_phy."""
-        return PhysicalObjective(self.physical, self.data, 1.0)
+        """L_phy and the prior."""
+        return PhysicalObjective(self.physical, self.data, 1.0, prior=self.prior)
 
     def _parameters(self) -> dict[str, Any]:
         return parameter_values(self.model, self.comm, LONGEST_IN_HISTORY)

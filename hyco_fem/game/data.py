@@ -26,7 +26,7 @@ class Data:
 
     Attributes:
         points, n; values, noise_std: the parts at the points owned here.
-        n_found: sensors that count: in the mesh, and not held out.
+        n_found: sensors that count: in the mesh, and not held out; n_values: their values, components counted.
 
     Raises:
         ValueError: wrong shape, a value that is not finite, a noise that is not positive; on all ranks, with the row.
@@ -69,6 +69,7 @@ class Data:
         """Let the sensors `rows` (n,) count, and no others."""
         self.rows = rows
         self.n_found = int(rows.sum())
+        self.n_values = self.n_found * (self.values.shape[1] if self.values.ndim == 2 else 1)
         counts = torch.from_numpy(rows[self.points.index].astype(np.float64))
         self.weights = counts / (self.noise_std.square() * max(1, self.n_found))
 

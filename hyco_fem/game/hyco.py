@@ -29,7 +29,8 @@ from hyco_fem.game.objective import (
     SyntheticObjective,
     squared_norm,
 )
-from hyco_fem.game.player import Player
+from hyco_fem.game.player import Player, flat
+from hyco_fem.game.prior import Prior
 from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, Rule
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, any_rank, check_replicated, sum_array
@@ -41,13 +42,14 @@ _SCHEDULES = ("alternating", "simultaneous", "joint")
 
 @dataclass
 class Scene:
-    """One round before anyone answers: the ghost points, the solution at sensors and ghost points, and the weights."""
+    """One round before anyone answers: the solution u, the ghost points, u at sensors and ghost points, the weights."""
 
     ghosts: GhostPoints
     at_sensors: Tensor | None
     at_ghosts: Tensor
     misfit: Tensor
     weights: Weights
+    u: Tensor
 
 
 class Hyco:
@@ -67,6 +69,7 @@ class Hyco:
             rule that chooses them: `CrossValidation`, `Discrepancy`, `GradientBalance`.
         answers: How each player answers.
         schedule: "alternating" (the paper's: Gauss–Seidel), "simultaneous" (Jacobi) or "joint".
+        prior: What is known of θ beforehand.
         warm_up: Steps in which the network alone is fitted to the data, before the first round.
 
     Construction and every method are collective; results are replicated.
@@ -82,6 +85,7 @@ class Hyco:
         weights: Weights | Callable[[int], Weights] | Rule | None = None,
         answers: Answers | None = None,
         schedule: Schedule = "alternating",
+        prior: Prior | None = None,
         warm_up: int = 0,
     ) -> None:
         self.comm: MPI.Comm = physical.comm
@@ -107,6 +111,9 @@ class Hyco:
         self.next_round = 0
         self.warm_up_result: Result | None = None
         self.choice: Choice | None = None
+        with agreed(self.comm):
+            theta = {n: p for n, p in physical.named_parameters() if p.requires_grad}
+            self.prior = None if prior is None else prior.on(theta)
         self._seat()
 
     def _seat(self) -> None:
@@ -224,14 +231,23 @@ class Hyco:
         gradients = phy_look.gradient_norm, syn_look.gradient_norm
         return self._record(number, scene, misfit, interaction, norm, gradients, parameters)
 
-    def _joint_round(self, number: int, scene: Scene, norm: float, parameters: dict) -> Record | None:
+    def _joint_round(self, number: int, scene: Scene, norm: tuple[float, float], parameters: dict) -> Record | None:
         """An answer of both together on P; both gradients told are that of P by (θ, φ)."""
         assert self.together is not None
         w = scene.weights.joint()
         nothing = Opponent(scene.ghosts, torch.zeros_like(scene.at_ghosts.detach()))
         own = scene.at_sensors if w.a1 > 0 else None
         objective = JointObjective(
-            PhysicalObjective(self.physical, self.sensing.physical, w.a1, 1.0, nothing, at_hand=(own, scene.at_ghosts)),
+            PhysicalObjective(
+                self.physical,
+                self.sensing.physical,
+                w.a1,
+                1.0,
+                nothing,
+                prior=self.prior,
+                c=w.prior,
+                at_hand=(own, scene.at_ghosts),
+            ),
             SyntheticObjective(
                 self.synthetic, self.sensing.synthetic, w.a2, 1.0, nothing, decay=w.decay, comm=self.comm
             ),
@@ -315,7 +331,7 @@ class Hyco:
             at_sensors = data.points.evaluate(u, self.physical.observed)
             with torch.no_grad():
                 misfit = data.local_misfit(at_sensors)
-        scene = Scene(ghosts, at_sensors, at_ghosts, misfit, Weights())
+        scene = Scene(ghosts, at_sensors, at_ghosts, misfit, Weights(), u)
         scene.weights = self._weights_of(number, scene)
         return scene
 
@@ -333,14 +349,28 @@ class Hyco:
         own = scene.at_sensors if w.a1 > 0 else None
         there = scene.at_ghosts if w.b1 > 0 else None
         opponent = Opponent(scene.ghosts, answered)
-        return PhysicalObjective(self.physical, self.sensing.physical, w.a1, w.b1, opponent, at_hand=(own, there))
+        return PhysicalObjective(
+            self.physical,
+            self.sensing.physical,
+            w.a1,
+            w.b1,
+            opponent,
+            prior=self.prior,
+            c=w.prior,
+            at_hand=(own, there),
+        )
 
-    def _norm(self) -> float:
-        """|φ|², where the weights may have a use for it."""
-        if isinstance(self.weights, Weights) and self.weights.decay == 0:
-            return 0.0
-        with torch.no_grad():
-            return float(squared_norm(p for p in self.synthetic.parameters() if p.requires_grad))
+    def _norm(self) -> tuple[float, float]:
+        """|φ|² and |(θ − mean)/std|²/n, where the potential may have a use for them."""
+        decay, surprise = 0.0, 0.0
+        if not isinstance(self.weights, Weights) or self.weights.decay > 0:
+            with torch.no_grad():
+                decay = float(squared_norm(p for p in self.synthetic.parameters() if p.requires_grad))
+        if self.prior is not None:
+            rows = self.prior.rows(flat(self.players[0].parameters))
+            data = self.sensing.physical
+            surprise = float(rows @ rows) / (1 if data is None else data.n_values)
+        return decay, surprise
 
     def _record(
         self,
@@ -348,7 +378,7 @@ class Hyco:
         scene: Scene,
         misfit: Tensor,
         interaction: Tensor,
-        norm: float,
+        norm: tuple[float, float],
         gradients: tuple[float, float],
         parameters: dict,
     ) -> Record:
@@ -359,7 +389,7 @@ class Hyco:
             misfit_physical=math.nan if self.sensing.physical is None else misfit_phy,
             misfit_synthetic=math.nan if self.sensing.synthetic is None else misfit_syn,
             interaction=total,
-            potential=scene.weights.potential(misfit_phy, misfit_syn, total, norm),
+            potential=scene.weights.potential(misfit_phy, misfit_syn, total, *norm),
             gradient_physical=gradients[0],
             gradient_synthetic=gradients[1],
             parameters=parameters,

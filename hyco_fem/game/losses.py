@@ -1,6 +1,6 @@
 """What the two players minimise (Liverani, Steynberg, Zuazua, arXiv 2509.14123).
 
-J_phy(θ; φ) = a₁ L_phy(θ) + b₁ I(θ, φ)
+J_phy(θ; φ) = a₁ L_phy(θ) + b₁ I(θ, φ)  [+ c₁ |(θ − mean)/std|² / n, where there is a prior]
 J_syn(φ; θ) = a₂ L_syn(φ) + b₂ I(θ, φ) + c |φ|²
 L_m = mean_i |u_m(x_i) − y_i|² / σ_i²,   I = Σ_g ω_g |u_phy(g) − u_syn(g)|²,  Σ ω_g = 1
 P   = (a₁/b₁) L_phy + (a₂/b₂) L_syn + (c/b₂) |φ|² + I      the potential of the game
@@ -25,9 +25,9 @@ from hyco_fem.parallel import agreed
 
 @dataclass(frozen=True)
 class Weights:
-    """a₁, b₁ of the physical and a₂, b₂ of the synthetic player, and c = decay, the weight decay of the network.
+    """a₁, b₁ of the physical and a₂, b₂ of the synthetic player; c = decay, the weight decay of the network.
 
-    Not negative.  a₁ = 0: the solver sees no data.
+    Not negative.  a₁ = 0: the solver sees no data.  prior: c₁, which has a say only where the game has a `Prior`.
 
     Raises:
         ValueError: a weight is negative or not finite, or a player would have nothing to minimise.
@@ -38,6 +38,7 @@ class Weights:
     a2: float = 1.0
     b2: float = 1.0
     decay: float = 0.0
+    prior: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -56,13 +57,18 @@ class Weights:
         return self.b1 > 0 and self.b2 > 0
 
     def potential(
-        self, misfit_physical: float, misfit_synthetic: float, interaction: float, norm: float = 0.0
+        self,
+        misfit_physical: float,
+        misfit_synthetic: float,
+        interaction: float,
+        norm: float = 0.0,
+        surprise: float = 0.0,
     ) -> float:
-        """P at given losses and |φ|²; NaN where b₁ or b₂ is zero, since there is then no potential."""
+        """P at given losses, |φ|² and |(θ − mean)/std|²/n; NaN where b₁ or b₂ is zero: there is then no potential."""
         if not self.has_potential:
             return math.nan
         own = self.a1 / self.b1 * misfit_physical + self.a2 / self.b2 * misfit_synthetic
-        return own + interaction + self.decay / self.b2 * norm
+        return own + interaction + self.decay / self.b2 * norm + self.prior / self.b1 * surprise
 
     def joint(self) -> Weights:
         """Weights that make the sum J = a₁ L_phy + a₂ L_syn + I + c |φ|² the potential itself.
@@ -71,7 +77,15 @@ class Weights:
         """
         if not self.has_potential:
             raise ValueError(f"there is no potential with b1={self.b1} and b2={self.b2}; both must be positive")
-        return replace(self, a1=self.a1 / self.b1, b1=1.0, a2=self.a2 / self.b2, b2=1.0, decay=self.decay / self.b2)
+        return replace(
+            self,
+            a1=self.a1 / self.b1,
+            b1=1.0,
+            a2=self.a2 / self.b2,
+            b2=1.0,
+            decay=self.decay / self.b2,
+            prior=self.prior / self.b1,
+        )
 
 
 def network_values(network: nn.Module, x: Tensor) -> Tensor:

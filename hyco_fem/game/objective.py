@@ -20,6 +20,8 @@ from hyco_fem.bridge.ghosts import GhostPoints
 from hyco_fem.bridge.points import Points
 from hyco_fem.game.data import Data, SensorTable
 from hyco_fem.game.losses import local_interaction, network_values
+from hyco_fem.game.player import flat
+from hyco_fem.game.prior import BoundPrior
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.parallel import agreed, is_distributed
 from hyco_fem.pde.state import State
@@ -67,11 +69,12 @@ def _scaled(weights: Tensor, matrix: np.ndarray, components: int) -> np.ndarray:
 
 
 class PhysicalObjective:
-    """a L_phy(θ) + b I(θ, fixed values of the network).
+    """a L_phy(θ) + b I(θ, fixed values of the network) + c |(θ − mean)/std|² / n.
 
     Args:
         physical: The model.  data: what it sees of the data, or None.  a, b: weights.
         opponent: The network's answer, or None: then b has no say.
+        prior, c: what is known of θ, and its weight; n is the number of values at the sensors that count.
         at_hand: Values at the sensors and at the ghost points of a solve just made at this θ, with their graph: the
             first evaluation uses them.
     """
@@ -86,11 +89,15 @@ class PhysicalObjective:
         a: float,
         b: float = 0.0,
         opponent: Opponent | None = None,
+        prior: BoundPrior | None = None,
+        c: float = 1.0,
         at_hand: tuple[Tensor | None, Tensor | None] | None = None,
     ) -> None:
         self.physical, self.data, self.a, self.b = physical, data if a > 0 else None, a, b
         self.opponent = opponent if b > 0 else None
         self.comm = physical.comm
+        n = 1 if data is None else data.n_values
+        self.prior, self.c = (None, 0.0) if prior is None or c == 0 else (prior, c / n)
         self.parameters = {
             name.removeprefix("coefficients."): p for name, p in physical.named_parameters() if p.requires_grad
         }
@@ -124,6 +131,9 @@ class PhysicalObjective:
                 parts.append(self.a * self.data.local_misfit(at_sensors))
             if self.opponent is not None and at_ghosts is not None:
                 parts.append(self.b * local_interaction(at_ghosts, self.opponent.values, self.opponent.ghosts))
+        if self.prior is not None:
+            # θ is replicated: each rank brings its share.
+            parts.append(self.c / self.comm.size * self.prior.square(list(self.parameters.values())))
         return torch.stack(parts).sum()
 
     def residuals(self) -> np.ndarray:
@@ -138,7 +148,9 @@ class PhysicalObjective:
         if self.opponent is not None and at_ghosts is not None:
             difference = as_array(at_ghosts.detach() - self.opponent.values)
             parts.append(_rows(self.b * self.opponent.ghosts.weights, difference))
-        return np.concatenate(parts)
+        if self.prior is not None and self.comm.rank == 0:
+            parts.insert(0, np.sqrt(self.c) * self.prior.rows(flat(self.parameters.values())))
+        return np.concatenate(parts) if parts else np.empty(0)
 
     def linearised(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and Jacobian, with tangent solves on the factors of the last solve where it was made at this θ.
@@ -167,6 +179,8 @@ class PhysicalObjective:
             _scaled(w, J.matrix, 1 if J.values.ndim == 1 else J.values.shape[1])
             for w, J in zip(weights, found, strict=True)
         ]
+        if self.prior is not None and self.comm.rank == 0:
+            rows.insert(0, np.sqrt(self.c) * np.diag(self.prior.precision))
         return self._residuals(here[1], here[2]), np.concatenate(rows)
 
     def portable(self) -> PortableObjective:
@@ -177,7 +191,7 @@ class PhysicalObjective:
             g = self.opponent.ghosts
             found = g.found
             ghosts = tuple(g.gather(v)[found] for v in (g.x, self.opponent.values, g.weights))
-        return PortableObjective(self.a, self.b, table, ghosts)
+        return PortableObjective(self.a, self.b, table, ghosts, self.prior, self.c)
 
 
 @dataclass(frozen=True)
@@ -188,6 +202,8 @@ class PortableObjective:
     b: float
     sensors: SensorTable | None
     ghosts: tuple[np.ndarray, ...] | None
+    prior: BoundPrior | None
+    c: float
 
     def on(self, physical: PhysicalModel) -> PhysicalObjective:
         """For another model; points outside its mesh are left out.  Collective on the communicator of that model."""
@@ -199,7 +215,8 @@ class PortableObjective:
             points = Points(mesh, x, missing="mark")
             points.weights = torch.from_numpy(weights[points.index].copy())
             opponent = Opponent(points, torch.from_numpy(values[points.index].copy()))
-        return PhysicalObjective(physical, data, self.a, self.b, opponent)
+        n = 1 if data is None else data.n_values
+        return PhysicalObjective(physical, data, self.a, self.b, opponent, prior=self.prior, c=self.c * n)
 
 
 class SyntheticObjective:

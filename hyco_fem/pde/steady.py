@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import ufl
@@ -61,6 +60,7 @@ class SteadySolver:
     Attributes:
         affine: whether F is affine in u.  traits: of the matrix.  description: one line that names the solver.
         counts: solves made, by kind.  states: of the last solves for several experiments (many.py).
+        compile: from UFL to a compiled form, with the options of this solver; collective.
 
     Raises:
         ValueError: the form does not fit the arguments.  TypeError: an argument of the wrong kind.
@@ -84,7 +84,7 @@ class SteadySolver:
         self.coefficients = list(coefficients)
         self.comm = u.function_space.mesh.comm
         # Not a method: whoever keeps it must not keep the solver, since a cycle would wait for the collector.
-        compiled = partial(_compiled, form_compiler_options, {**_JIT_TIMEOUT, **(jit_options or {})})
+        self.compile = compiled = partial(_compiled, form_compiler_options, {**_JIT_TIMEOUT, **(jit_options or {})})
         check.arguments(F, u, self.bcs, self.coefficients)
         F = fixed_quadrature(F)
         self.F, self.u, self.V = F, u, u.function_space
@@ -375,17 +375,22 @@ class SteadySolver:
         if self._factors_of == state.matrix and self._holds(functions, state):
             yield
             return
-        before = [local(f).copy() for f in functions]
-        constants = [np.array(c.value, copy=True) for c in self._constants]
-        self._put(functions, (state.u, *state.functions), state.constants)
-        try:
+        with self.kept():
+            self.put(state)
             if self._factors_of != state.matrix:
                 stamp = self._matrices
                 self.new_matrix()
                 self._matrices, self._factors_of = stamp, state.matrix
             yield
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put the users' Functions and Constants back at the end.  Factors are left as they are."""
+        before = self.here()
+        try:
+            yield
         finally:
-            self._put(functions, before, constants)
+            self.put(before)
 
     def _holds(self, functions: Sequence[fem.Function], state: State) -> bool:
         """Whether Functions and Constants are those of the state, as they are in a backward right after its forward."""
@@ -393,10 +398,11 @@ class SteadySolver:
         there = (state.u, *state.functions, *state.constants)
         return all(map(np.array_equal, here, there))
 
-    def _put(self, functions: Sequence[fem.Function], arrays: Any, constants: Any) -> None:
-        for f, array in zip(functions, arrays, strict=True):
+    def put(self, state: State) -> None:
+        """Let Functions and Constants hold what they held at `state`; without its factors."""
+        for f, array in zip((self.u, *self._functions), (state.u, *state.functions), strict=True):
             local(f)[:] = array
-        for c, value in zip(self._constants, constants, strict=True):
+        for c, value in zip(self._constants, state.constants, strict=True):
             c.value = value
 
     # -- set-up --------------------------------------------------------------------------------------------

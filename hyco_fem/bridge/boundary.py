@@ -1,0 +1,225 @@
+"""Boundary conditions at points, for models that are evaluated there: a network in strong form.
+
+Dirichlet conditions are read from the problem, dof by dof.  The natural ones (Flux, Robin) are not kept by a problem,
+so they are given again; on what is left of the boundary the flux is zero, as in the weak form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import basix
+import numpy as np
+import torch
+from dolfinx import fem
+from dolfinx import mesh as dmesh
+from torch import Tensor
+from ufl.core.expr import Expr
+
+from hyco_fem.bridge.cells import cell_geometry
+from hyco_fem.bridge.interpolate import Interpolant, Part
+from hyco_fem.parallel import agreed, sum_array
+from hyco_fem.pde.dirichlet import Trace, fixed_dofs, is_value_of
+from hyco_fem.pde.problem import Condition, Dirichlet, Flux, Problem, Robin
+
+
+class FixedValues:
+    """The dofs that Dirichlet conditions fix, as points, components and values.  Distributed.
+
+    Args:
+        problem: The problem.  interpolant: of its space.
+        unknown: Names of coefficients that are unknown; where they are boundary values, `unknown` says so.
+
+    Attributes:
+        x: Points, (n, d).  columns: the component fixed at each, (n,).  values: (n,).  n_global: over all ranks.
+        unknown: By name, rows that take their value from an unknown coefficient: (rows, dof points of it (m, d), the
+            places of the rows' values among those of the coefficient at these points, unrolled).
+
+    Collective.
+    """
+
+    def __init__(self, problem: Problem, interpolant: Interpolant, unknown: Collection[str]) -> None:
+        V = problem.u.function_space
+        n_owned = len(interpolant.rows)
+        u = problem.u.x.array.copy()
+        for bc in problem.bcs:
+            bc.set(u)
+        fixed = fixed_dofs(problem.bcs)
+        fixed = fixed[fixed < n_owned]
+        self.x = interpolant.x[interpolant.rows[fixed]]
+        self.columns = interpolant.columns[fixed]
+        self.values = torch.from_numpy(u[fixed])
+        self.n_global = int(sum_array(V.mesh.comm, np.array([len(fixed)]))[0])
+        self.unknown: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        for name in unknown:
+            m = problem.coefficients.get(name)
+            if m is None or not any(is_value_of(bc, m) for bc in problem.bcs):
+                continue
+            trace = Trace(m, V, problem.bcs)
+            # A dof on the border of two ranks may take its value from a ghost of the coefficient: its point is needed.
+            x = torch.from_numpy(m.function_space.tabulate_dof_coordinates()[:, : V.mesh.geometry.dim].copy())
+            rows = torch.from_numpy(np.searchsorted(fixed, trace.rows))
+            self.unknown[name] = rows, x, torch.from_numpy(trace.columns)
+
+
+@dataclass
+class NaturalPoints:
+    """Points on the part of the boundary where u is free, with what the natural conditions ask there.  Distributed.
+
+    σ n = g + h (a − u)
+
+    x, normals: (n, d).  weights: (n,), in a mean over the boundary points of all ranks.
+    free: 1 where a component is free, (n, k).  g, a: (n, k).  h: (n,).
+    unknown: (which of "g", "h", "a", rows, name of the coefficient) where an unknown coefficient gives the values.
+    """
+
+    x: Tensor
+    normals: Tensor
+    weights: Tensor
+    free: Tensor
+    g: Tensor
+    h: Tensor
+    a: Tensor
+    unknown: list[tuple[str, Tensor, str]] = field(default_factory=list)
+
+
+def natural_points(
+    problem: Problem, part: Part, conditions: Sequence[Condition], unknown: Collection[str], degree: int
+) -> NaturalPoints:
+    """The points of a quadrature rule on the boundary facets on which something of u is free.
+
+    Args:
+        problem: The problem.  part: that part of its unknown which has a flux.
+        conditions: Those that the problem was made with; Dirichlet ones are read from the problem itself.
+        unknown: Names of coefficients that are unknown.  degree: of the rule.
+
+    Raises:
+        ValueError: the problem has natural conditions, and `conditions` has none; on all ranks.
+
+    Collective.
+    """
+    mesh, k = problem.u.function_space.mesh, part.components
+    with agreed(mesh.comm):
+        natural = [c for c in conditions if not isinstance(c, Dirichlet)]
+        for c in natural:
+            if not isinstance(c, (Flux, Robin)):
+                raise TypeError(f"conditions are Dirichlet, Flux or Robin, not {type(c).__name__}")
+        if not natural and any(i.integral_type() == "exterior_facet" for i in problem.F.integrals()):
+            raise ValueError(
+                f"the {problem.name} problem has integrals over the boundary, which a strong form does not see: pass "
+                "the same conditions=… that it was made with, or use VariationalPINN"
+            )
+    facets, cells, numbers = exterior_facets(mesh)
+    free = _free_components(problem, part, cells, numbers)
+    some = free.any(axis=1)
+    facets, cells, numbers, free = facets[some], cells[some], numbers[some], free[some]
+    x, normals, weights, X, which = _rule(mesh, cells, numbers, degree)
+    total = float(sum_array(mesh.comm, np.array([weights.sum()]))[0])
+    n = len(x)
+    made = NaturalPoints(
+        torch.from_numpy(x),
+        torch.from_numpy(normals),
+        torch.from_numpy(weights / (total or 1.0)),
+        torch.from_numpy(free[which].astype(np.float64).reshape(n, k)),
+        *(torch.zeros(shape, dtype=torch.float64) for shape in ((n, k), (n,), (n, k))),
+    )
+    for c in natural:
+        rows = np.flatnonzero(np.isin(facets, named_facets(mesh, c.facets))[which])
+        place = mesh, cells[which[rows]], X[rows]
+        parts = [("g", c.value)] if isinstance(c, Flux) else [("h", c.coefficient), ("a", c.ambient)]
+        for target, value in parts:
+            name = getattr(value, "name", None) if isinstance(value, fem.Function) else None
+            if name in unknown:
+                made.unknown.append((target, torch.from_numpy(rows), str(name)))
+            elif len(rows):
+                getattr(made, target)[rows] = torch.from_numpy(_at(value, *place, 1 if target == "h" else k)).reshape(
+                    getattr(made, target)[rows].shape
+                )
+    return made
+
+
+def exterior_facets(mesh: dmesh.Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Owned exterior facets, their cells, and which facet of its cell each is."""
+    tdim = mesh.topology.dim
+    mesh.topology.create_connectivity(tdim - 1, tdim)
+    mesh.topology.create_connectivity(tdim, tdim - 1)
+    facets = np.asarray(dmesh.exterior_facet_indices(mesh.topology))
+    to_cell = mesh.topology.connectivity(tdim - 1, tdim)
+    cells = np.asarray(to_cell.array)[np.asarray(to_cell.offsets)[facets]]
+    to_facets = mesh.topology.connectivity(tdim, tdim - 1)
+    of_cell = np.asarray(to_facets.array).reshape(to_facets.num_nodes, -1)[cells]
+    return facets, cells, np.argmax(of_cell == facets[:, None], axis=1)
+
+
+def _free_components(problem: Problem, part: Part, cells: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Which components are not fixed on all of each facet, (n_facets, k)."""
+    n_local = len(problem.u.x.array)
+    fixed = np.zeros(n_local, dtype=bool)
+    fixed[fixed_dofs(problem.bcs)] = True
+    bs = part.space.dofmap.index_map_bs
+    of_part = fixed[part.dofs].reshape(-1, bs)
+    tdim = part.space.mesh.topology.dim
+    free = np.zeros((len(cells), bs), dtype=bool)
+    for local in np.unique(numbers):
+        rows = np.flatnonzero(numbers == local)
+        closure = part.space.dofmap.dof_layout.entity_closure_dofs(tdim - 1, int(local))
+        free[rows] = ~of_part[part.space.dofmap.list[cells[rows]][:, closure]].all(axis=1)
+    return free
+
+
+def _rule(mesh: dmesh.Mesh, cells: np.ndarray, numbers: np.ndarray, degree: int) -> tuple[np.ndarray, ...]:
+    """Points, outer normals and weights of a rule on facets, reference points in the cells, and the facet of each."""
+    geo = cell_geometry(mesh)
+    kind = getattr(basix.CellType, geo.name)
+    normals, jacobians = basix.cell.facet_outward_normals(kind), basix.cell.facet_jacobians(kind)
+    corners, facets = basix.geometry(kind), basix.topology(kind)[geo.tdim - 1]
+    X, N, D, w, which = [], [], [], [], []
+    for local in np.unique(numbers):
+        rows = np.flatnonzero(numbers == local)
+        if geo.tdim == 1:
+            s, weights = np.zeros((1, 0)), np.ones(1)
+        else:
+            s, weights = basix.make_quadrature(basix.cell.subentity_types(kind)[geo.tdim - 1][local], degree)
+        tangents = np.asarray(jacobians[local]).reshape(geo.tdim, geo.tdim - 1)
+        points = corners[facets[local][0]] + s @ tangents.T
+        n = len(rows)
+        X.append(np.tile(points, (n, 1)))
+        N.append(np.tile(normals[local], (n * len(s), 1)))
+        D.append(np.tile(tangents, (n * len(s), 1, 1)))
+        w.append(np.tile(weights, n))
+        which.append(np.repeat(rows, len(s)))
+    if not X:
+        empty = np.empty((0, geo.gdim))
+        return empty, empty, np.empty(0), empty, np.empty(0, dtype=np.int64)
+    at, where = np.concatenate(X), np.concatenate(which)
+    J = geo.jacobian(cells[where], at)
+    outer = np.linalg.solve(J.transpose(0, 2, 1), np.concatenate(N)[..., None])[..., 0]
+    outer /= np.linalg.norm(outer, axis=1, keepdims=True)
+    tangent = J @ np.concatenate(D)
+    area = np.sqrt(np.linalg.det(tangent.transpose(0, 2, 1) @ tangent))
+    return geo.push_forward(cells[where], at), outer, np.concatenate(w) * area, at, where
+
+
+def named_facets(mesh: dmesh.Mesh, facets: Any) -> np.ndarray:
+    """Local facets as a condition names them: indices, a function of x (3, n), or None for the whole boundary."""
+    if facets is None:
+        return np.asarray(dmesh.exterior_facet_indices(mesh.topology))
+    if callable(facets):
+        return np.asarray(dmesh.locate_entities_boundary(mesh, mesh.topology.dim - 1, facets))
+    return np.unique(np.asarray(facets).astype(np.int64))
+
+
+def _at(value: Any, mesh: dmesh.Mesh, cells: np.ndarray, X: np.ndarray, k: int) -> np.ndarray:
+    """A number, vector or UFL expression at reference points X in cells, (n, k)."""
+    if not isinstance(value, Expr):
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), (len(X), k)).copy()
+    out = np.empty((len(X), k))
+    # Few different reference points: those of one rule on each facet of the reference cell.
+    points, group = np.unique(np.round(X, 14), axis=0, return_inverse=True)
+    for j, point in enumerate(points):
+        rows = np.flatnonzero(group.ravel() == j)
+        found = fem.Expression(value, point[None]).eval(mesh, cells[rows].astype(np.int32))
+        out[rows] = np.asarray(found).reshape(len(rows), k)
+    return out
