@@ -29,7 +29,9 @@ from hyco_fem.game.multistart import MultiStart
 from hyco_fem.game.pinn import PINN, PINNWeights
 from hyco_fem.game.prior import Prior
 from hyco_fem.game.progress import BarProgress, TextProgress, progress
-from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance
+from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, ModelDiscrepancy, choose_decay
+from hyco_fem.game.split import Split
+from hyco_fem.game.split_game import SplitHyco, SplitResult
 from hyco_fem.game.trust import TrustReport, trust_report
 from hyco_fem.game.vpinn import VariationalPINN, VariationalWeights
 from hyco_fem.game.weight import WeightChoice, choose_weight
@@ -113,6 +115,7 @@ __all__ = [
     "LeastSquaresResult",
     "MeshAndTags",
     "MisfitHessian",
+    "ModelDiscrepancy",
     "MultiStart",
     "NetworkOnly",
     "NeuralField",
@@ -143,6 +146,9 @@ __all__ = [
     "ShallowNet",
     "SineSeries",
     "SolveError",
+    "Split",
+    "SplitHyco",
+    "SplitResult",
     "Square",
     "SteadySolver",
     "Stopping",
@@ -163,6 +169,7 @@ __all__ = [
     "bounding_box",
     "box_distance",
     "catalogue",
+    "choose_decay",
     "choose_weight",
     "dof_coordinates",
     "dot_product_test",

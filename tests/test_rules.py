@@ -14,6 +14,9 @@ import pytest
 import torch
 from scipy import optimize
 from test_gauss_newton import NAMES, SENSORS, TRUTH, data_on, measured, model_at, theta_of
+from test_hyco import SENSORS as PLACES
+from test_hyco import data_of, heat
+from torch import nn
 
 import hyco_fem as hf
 from hyco_fem.game.groups import shared_out
@@ -47,7 +50,7 @@ def test_folds_part_the_sensors(comm: MPI.Comm) -> None:
     rule = hf.CrossValidation(WEIGHTS, folds=3)
     times = np.zeros(data.n, dtype=int)
     for k in range(3):
-        kept, held = rule._parted(data, k)
+        kept, held = rule.parted(data, k)
         assert not (kept.rows & held.rows).any()
         np.testing.assert_array_equal(kept.rows | held.rows, data.rows)
         assert kept.n_found + held.n_found == len(SENSORS)
@@ -144,6 +147,54 @@ def test_balanced_gradients_are_equal(comm: MPI.Comm) -> None:
     after = [game.scene(k).weights for k in (1, 2, 3)]
     assert after[0] == after[1] == w
     assert game.run(4).rounds == 4
+
+
+def test_leaving_out_by_the_hat_matrix_is_leaving_out(comm: MPI.Comm) -> None:
+    """On a model that is linear in θ (an unknown load) against a fit without each sensor in turn."""
+    setting = heat(comm, values=0.05 + 0.02 * np.sin(9.0 * PLACES[:, 0]))
+    setting.model.coefficients["kappa"].raw.requires_grad_(False)
+    data = data_of(setting, noise_std=0.01)
+    game = hf.Hyco(setting.model, hf.MLP(2), data, answers=hf.Answers(hf.GaussNewton(5)))
+    rule = hf.ModelDiscrepancy(hf.Weights(a1=0.5, a2=2.0), factor=1.5)
+    choice = rule.choose(game)
+    squares = []
+    with torch.no_grad():
+        U = data.points.gather(setting.model(data.points)) / setting.model.coefficients["f"].raw.item()
+    for i in range(len(U)):
+        rest = np.arange(len(U)) != i
+        f = U[rest] @ setting.values[rest] / (U[rest] @ U[rest])
+        squares.append((f * U[i] - setting.values[i]) ** 2)
+    assert choice.scores[0] == pytest.approx(np.mean(squares) / 0.01**2, rel=1e-8)
+    tau2 = 1.5**2 * (np.mean(squares) - 0.01**2)
+    w = choice.weights
+    assert (w.b1, w.b2) == pytest.approx((0.5 / tau2, 2.0 / tau2), rel=1e-8)
+    assert "does not pass" in choice.rule
+
+
+def test_physics_that_is_right_is_trusted(comm: MPI.Comm) -> None:
+    game = game_on(comm, hf.ModelDiscrepancy(hf.Weights(decay=1e-3)))
+    result = game.run(2)
+    w = result.choice.weights
+    assert w.b2 == pytest.approx(1.0 / (0.1 * 0.02) ** 2)
+    assert w.decay == 1e-3
+    assert "passes" in str(result.choice)
+    plain = data_on(game.physical, measured(comm))
+    blind = hf.Hyco(game.physical, game.synthetic, plain, weights=hf.ModelDiscrepancy())
+    with pytest.raises(ValueError, match="known noise_std"):
+        blind.run(1)
+
+
+def test_the_decay_of_a_network_alone_is_chosen_by_held_out_sensors(comm: MPI.Comm) -> None:
+    """A line with noise: heavy decay misses it, none is fine; the network comes back as it was."""
+    net = nn.Linear(2, 1, dtype=torch.float64)
+    with torch.no_grad():
+        net.weight.fill_(0.1), net.bias.fill_(0.0)
+    model = model_at(comm)
+    data = data_on(model, 1.0 + 3.0 * SENSORS[:, 0], noise_std=0.1)
+    choice = hf.choose_decay(net, data, [1e4, 1e2, 1e-6], hf.GaussNewton(20), folds=4)
+    assert choice.weights.decay == 1e-6
+    assert np.all(np.diff(choice.scores) < 0)
+    assert flat(net.parameters()).tolist() == [0.1, 0.1, 0.0]
 
 
 # -- groups ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, Stopping, run
 from hyco_fem.game.objective import PhysicalObjective, SyntheticObjective
 from hyco_fem.game.player import Answer, Look, Player
-from hyco_fem.game.prior import Prior
+from hyco_fem.game.prior import BoundPrior, Prior
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, check_replicated
 from hyco_fem.pde.linear import SolveError
@@ -92,12 +92,17 @@ class PhysicsOnly(_Alone):
     """
 
     def __init__(
-        self, physical: PhysicalModel, data: Data, answer: Answer | None = None, *, prior: Prior | None = None
+        self,
+        physical: PhysicalModel,
+        data: Data,
+        answer: Answer | None = None,
+        *,
+        prior: Prior | BoundPrior | None = None,
     ) -> None:
         super().__init__("physical", physical, data, answer or AdamStep(5e-3))
         self.physical = physical
         with agreed(self.comm):
-            self.prior = None if prior is None else prior.on(self.player.named)
+            self.prior = prior.on(self.player.named) if isinstance(prior, Prior) else prior
 
     def objective(self) -> PhysicalObjective:
         """L_phy and the prior."""

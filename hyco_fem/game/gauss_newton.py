@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ class GaussNewton:
         tolerance: An answer ends when a step lowers J by less than this fraction of it.
         damping: λ of the first step, relative to the squared column norms of the Jacobian.
         bounds: By name of a parameter ("kappa.amplitudes"), lower and upper bounds, numbers or arrays of its shape.
+        anneal: The first answer goes through weight decays that are these multiples of the decay, largest first: a
+            network that is smooth at first, and takes on detail as the data ask for it, ends in better minima.
 
     Raises:
         ValueError: on all ranks: a parameter that is a field, an unknown name, a start outside its bounds.
@@ -56,6 +58,7 @@ class GaussNewton:
     tolerance: float = 1e-10
     damping: float = 1e-3
     bounds: Mapping[str, tuple[Any, Any]] | None = None
+    anneal: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if int(self.steps) != self.steps or self.steps < 1:
@@ -64,6 +67,8 @@ class GaussNewton:
             raise ValueError(
                 f"GaussNewton needs 0 <= tolerance < 1 and a positive damping, not {self.tolerance}, {self.damping}"
             )
+        if not all(0 < factor < math.inf for factor in self.anneal):
+            raise ValueError(f"anneal of GaussNewton must be positive multiples of the decay, not {self.anneal}")
 
     def method(self, player: Player) -> Method:
         """Fresh, with the first damping."""
@@ -100,8 +105,23 @@ class Damped:
                 f"GaussNewton needs a sum of squares with a Jacobian, which the objective of the {self.player.name} "
                 "player is not; use AdamStep or LBFGS"
             )
+        before = flat(self.player.parameters)
+        if self._before is None and objective.decay:
+            decay = objective.decay
+            for factor in self.spec.anneal:
+                objective.decay = factor * decay
+                self._first = None
+                self._descend(objective)
+            objective.decay, self._first = decay, None
+        look = self._descend(objective)
+        if look.finite:
+            self._before = before
+        return look
+
+    def _descend(self, objective: Any) -> Look:
+        """Steps on one objective."""
         parameters, comm = self.player.parameters, self.player.comm
-        start = x = flat(parameters)
+        x = flat(parameters)
         c = decay_vector(objective, len(x))
         value = self._value(objective, x, c)
         if not math.isfinite(value):
@@ -148,7 +168,6 @@ class Damped:
         put_flat(parameters, x)
         # λ of a failed search must not burden the next round.
         self.damping = float(np.clip(self.damping, 1e-12, 1e3))
-        self._before = start
         assert look is not None
         return look
 

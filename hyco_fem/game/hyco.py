@@ -31,7 +31,7 @@ from hyco_fem.game.objective import (
 )
 from hyco_fem.game.player import Player, flat
 from hyco_fem.game.prior import Prior
-from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, Rule
+from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, ModelDiscrepancy, Rule
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, any_rank, check_replicated, sum_array
 from hyco_fem.pde.linear import SolveError
@@ -66,7 +66,7 @@ class Hyco:
         data: Sensor data, seen by both players; or `Sensing`: what each of them sees.
         ghosts: Where the models are compared: `RandomGhosts`, `QuadratureGhosts`, `DofGhosts`.
         weights: a₁, b₁, a₂, b₂ and the weight decay; or a function of the number of the round that gives them; or a
-            rule that chooses them: `CrossValidation`, `Discrepancy`, `GradientBalance`.
+            rule that chooses them: `ModelDiscrepancy`, `CrossValidation`, `Discrepancy`, `GradientBalance`.
         answers: How each player answers.
         schedule: "alternating" (the paper's: Gauss–Seidel), "simultaneous" (Jacobi) or "joint".
         prior: What is known of θ beforehand.
@@ -156,7 +156,7 @@ class Hyco:
                 answer = self.answers.synthetic
                 alone = NetworkOnly(self.synthetic, self.sensing.synthetic, answer)
                 self.warm_up_result = alone.run(-(-self.warm_up // getattr(answer, "steps", 1)))
-        if isinstance(self.weights, (CrossValidation, Discrepancy)):
+        if isinstance(self.weights, (CrossValidation, Discrepancy, ModelDiscrepancy)):
             with self.clock("weights"):
                 self.choice = self.weights.choose(self)
             self.weights = self.choice.weights

@@ -11,12 +11,15 @@ from mpi4py import MPI
 
 import numpy as np
 import torch
+from torch import nn
 
 from hyco_fem.game.answers import Answers
+from hyco_fem.game.baselines import NetworkOnly, PhysicsOnly
 from hyco_fem.game.data import Data, Sensing
+from hyco_fem.game.gauss_newton import Rows, reduced
 from hyco_fem.game.groups import shared_out
 from hyco_fem.game.losses import Weights, network_values
-from hyco_fem.game.player import flat, put_flat
+from hyco_fem.game.player import Answer, flat, put_flat
 from hyco_fem.models.physical import CoefficientError
 from hyco_fem.parallel import agreed, sum_array
 from hyco_fem.pde.linear import SolveError
@@ -104,21 +107,30 @@ class CrossValidation:
 
     def choose(self, game: Hyco) -> Choice:
         """Play the games.  Collective."""
-        with agreed(game.comm):
-            for data in (game.sensing.physical, game.sensing.synthetic):
-                if data is not None and data.n_found < self.folds:
-                    raise ValueError(
-                        f"{self.folds} folds of {data.n_found} sensors: a fold would have no sensor; use fewer folds"
-                    )
+        for data in (game.sensing.physical, game.sensing.synthetic):
+            if data is not None:
+                self.check(data)
         folds = list(range(self.folds))
         if self.build is None:
             rows = [self.errors(game, k) for k in folds]
         else:
             rows = shared_out(game.comm, folds, self.build, self.errors, ranks_each=self.ranks_each)
+        return self.best(rows)
+
+    def check(self, data: Data) -> None:
+        """Raise ValueError, on all ranks, where there are more folds than sensors."""
+        with agreed(data.points.comm):
+            if data.n_found < self.folds:
+                raise ValueError(
+                    f"{self.folds} folds of {data.n_found} sensors: a fold would have no sensor; use fewer folds"
+                )
+
+    def best(self, rows: Sequence[Sequence[float]]) -> Choice:
+        """The choice from the errors of each fold with each candidate, (folds, candidates)."""
         table = np.array(rows)
         scores = table.mean(axis=0)
         if not np.isfinite(scores).any():
-            raise ValueError("cross-validation: the game failed with every candidate; see the models alone first")
+            raise ValueError("cross-validation: the fit failed with every candidate; see the models alone first")
         with np.errstate(invalid="ignore"):
             spread = table.std(axis=0, ddof=1) / math.sqrt(self.folds)
         best = int(np.argmin(scores))
@@ -129,7 +141,7 @@ class CrossValidation:
     def errors(self, game: Hyco, fold: int) -> list[float]:
         """Mean square error at the sensors of a fold, for each candidate.  Collective on the game's ranks."""
         kept, held = zip(
-            *(self._parted(data, fold) for data in (game.sensing.physical, game.sensing.synthetic)), strict=True
+            *(self.parted(data, fold) for data in (game.sensing.physical, game.sensing.synthetic)), strict=True
         )
         judge = held[self.model == "synthetic"] or held[self.model != "synthetic"]
         before = _state(game)
@@ -157,7 +169,7 @@ class CrossValidation:
         total = float(sum_array(game.comm, np.atleast_1d(float(judge.local_misfit(values))))[0])
         return total if math.isfinite(total) else math.inf
 
-    def _parted(self, data: Data | None, fold: int) -> tuple[Data | None, Data | None]:
+    def parted(self, data: Data | None, fold: int) -> tuple[Data | None, Data | None]:
         """The sensors without a fold, and those of the fold."""
         if data is None:
             return None, None
@@ -216,6 +228,112 @@ class Discrepancy:
         return Choice(tried[best], tried, np.array(scores), np.zeros(len(tried)), "discrepancy")
 
 
+@dataclass(frozen=True)
+class ModelDiscrepancy:
+    """b₁/a₁ = b₂/a₂ = 1/(c τ)²: the physics is trusted as far as it has been seen to be right.
+
+    τ² is the variance of the physics' own error (Kennedy, O'Hagan 2001): the mean square of the residuals that the
+    physical model alone, fitted to its data, leaves at sensors that are left out, less that of the noise.  Leaving out
+    costs nothing: (u(x_i) − y_i)/(1 − h_i), with h the diagonal of the hat matrix of the Jacobian.  Where a χ² test
+    finds nothing wrong with the physics, the network follows it closely: c τ = trusted · σ.
+
+    Args:
+        base: a₁, a₂ and the decay.
+        factor: c; above 1, since an error is larger between sensors than a fit to them shows.
+        trusted: See above.  level: standard deviations of χ² up to which the physics passes.
+        answer: That of the fit of the physical model; by default the game's own.  The game starts from that fit.
+    """
+
+    base: Weights = field(default_factory=Weights)
+    factor: float = 2.0
+    trusted: float = 0.1
+    level: float = 2.0
+    answer: Answer | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.factor > 0 and self.trusted > 0 and self.level > 0):
+            raise ValueError("factor, trusted and level of ModelDiscrepancy must be positive")
+
+    def choose(self, game: Hyco) -> Choice:
+        """Fit the physical model alone, and look at what it leaves.  Collective."""
+        data = game.sensing.physical
+        with agreed(game.comm):
+            if data is None or not data.known_noise:
+                raise ValueError("ModelDiscrepancy needs data for the physical player with a known noise_std")
+        alone = PhysicsOnly(game.physical, data, self.answer or game.answers.physical, prior=game.prior)
+        alone.run(1)
+        r, J = alone.objective().linearised()
+        problem = reduced(game.comm, r, J)
+        # Leverages of this rank's rows; those of a prior, first on rank 0, are no sensors.
+        _, s, Vt = np.linalg.svd(problem.J if isinstance(problem, Rows) else _root(problem.G), full_matrices=False)
+        own = len(r) - len(data.points) * (data.n_values // max(1, data.n_found))
+        kept = s > 1e-10 * s.max(initial=0.0)
+        leverage = np.square((J[own:] @ Vt[kept].T) / s[kept]).sum(axis=1)
+        out = r[own:] / np.maximum(1.0 - leverage, 1e-3)
+        n, p = data.n_values, int(kept.sum())
+        # In units of σ²: L and its rows are.
+        left_out, chi2 = sum_array(game.comm, np.array([out @ out, n * (r[own:] @ r[own:])]))
+        variance = float(np.exp(2.0 * sum_array(game.comm, _log_noise(data))[0] / data.n_found))
+        freedom = max(1, n - p)
+        right = bool(chi2 <= freedom + self.level * math.sqrt(2.0 * freedom))
+        floor = self.trusted**2
+        tau2 = variance * (floor if right else max(floor, self.factor**2 * (float(left_out) - 1.0)))
+        w = replace(self.base, b1=self.base.a1 / tau2, b2=self.base.a2 / tau2)
+        verdict = "passes" if right else "does not pass"
+        told = (
+            f"model discrepancy: c τ = {math.sqrt(tau2):.3g}; the physics {verdict} (χ² {chi2:.3g}, {freedom} degrees)"
+        )
+        return Choice(w, [w], np.array([float(left_out)]), np.zeros(1), told)
+
+
+def _log_noise(data: Data) -> np.ndarray:
+    """Σ log σ of the sensors owned here that count."""
+    return np.atleast_1d(np.log(data.noise_std.numpy()[data.rows[data.points.index]]).sum())
+
+
+def _root(G: np.ndarray) -> np.ndarray:
+    """A matrix R with RᵀR = G."""
+    values, Q = np.linalg.eigh(G)
+    return np.sqrt(np.maximum(values, 0.0))[:, None] * Q.T
+
+
+def choose_decay(
+    synthetic: nn.Module,
+    data: Data,
+    decays: Sequence[float],
+    answer: Answer,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> Choice:
+    """The weight decay of a network alone, by cross-validation: the baseline gets the care that the game gets.
+
+    Args:
+        decays: To try, each going on from where the one before ended: largest first.
+        answer: One answer for each.  folds, seed: as in `CrossValidation`.
+
+    The network is as before afterwards.  Raises ValueError where a fold would have no sensor.  Collective.
+    """
+    rule = CrossValidation([Weights(decay=decay) for decay in decays], folds=folds, seed=seed)
+    rule.check(data)
+    before = flat(synthetic.parameters())
+    table = []
+    for k in range(folds):
+        kept, held = rule.parted(data, k)
+        assert kept is not None
+        assert held is not None
+        put_flat(synthetic.parameters(), before)
+        row = []
+        for decay in decays:
+            NetworkOnly(synthetic, kept, answer, decay=decay).run(1)
+            with torch.no_grad():
+                values = network_values(synthetic, held.points.x)
+            row.append(float(sum_array(data.points.comm, np.atleast_1d(float(held.local_misfit(values))))[0]))
+        table.append(row)
+    put_flat(synthetic.parameters(), before)
+    return rule.best(table)
+
+
 @dataclass
 class GradientBalance:
     """b₁ and b₂ such that misfit and interaction pull equally hard: b |∇I| = a |∇L| for each player.
@@ -257,7 +375,7 @@ def _mixed(a: float, b: float, own: float, interaction: float, memory: float) ->
     return memory * b + (1.0 - memory) * a * own / interaction
 
 
-Rule = CrossValidation | Discrepancy | GradientBalance
+Rule = CrossValidation | Discrepancy | GradientBalance | ModelDiscrepancy
 
 
 def _check_candidates(candidates: Sequence[Weights]) -> None:
