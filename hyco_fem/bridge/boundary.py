@@ -115,28 +115,27 @@ def natural_points(
     free = _free_components(problem, part, cells, numbers)
     some = free.any(axis=1)
     facets, cells, numbers, free = facets[some], cells[some], numbers[some], free[some]
-    x, normals, weights, X, which = _rule(mesh, cells, numbers, degree)
-    total = float(sum_array(mesh.comm, np.array([weights.sum()]))[0])
-    n = len(x)
+    rule = _rule(mesh, cells, numbers, degree)
+    total = float(sum_array(mesh.comm, np.array([rule.weights.sum()]))[0])
+    n = len(rule.x)
     made = NaturalPoints(
-        torch.from_numpy(x),
-        torch.from_numpy(normals),
-        torch.from_numpy(weights / (total or 1.0)),
-        torch.from_numpy(free[which].astype(np.float64).reshape(n, k)),
+        torch.from_numpy(rule.x),
+        torch.from_numpy(rule.normals),
+        torch.from_numpy(rule.weights / (total or 1.0)),
+        torch.from_numpy(free[rule.facet].astype(np.float64).reshape(n, k)),
         *(torch.zeros(shape, dtype=torch.float64) for shape in ((n, k), (n,), (n, k))),
     )
     for c in natural:
-        rows = np.flatnonzero(np.isin(facets, named_facets(mesh, c.facets))[which])
-        place = mesh, cells[which[rows]], X[rows]
+        rows = np.flatnonzero(np.isin(facets, named_facets(mesh, c.facets))[rule.facet])
         parts = [("g", c.value)] if isinstance(c, Flux) else [("h", c.coefficient), ("a", c.ambient)]
         for target, value in parts:
-            name = getattr(value, "name", None) if isinstance(value, fem.Function) else None
+            name = value.name if isinstance(value, fem.Function) else None
             if name in unknown:
                 made.unknown.append((target, torch.from_numpy(rows), str(name)))
-            elif len(rows):
-                getattr(made, target)[rows] = torch.from_numpy(_at(value, *place, 1 if target == "h" else k)).reshape(
-                    getattr(made, target)[rows].shape
-                )
+                continue
+            values = torch.from_numpy(_at(value, mesh, cells, rule, rows, 1 if target == "h" else k))
+            into = getattr(made, target)
+            into[rows] = values.reshape(into[rows].shape)
     return made
 
 
@@ -169,37 +168,49 @@ def _free_components(problem: Problem, part: Part, cells: np.ndarray, numbers: n
     return free
 
 
-def _rule(mesh: dmesh.Mesh, cells: np.ndarray, numbers: np.ndarray, degree: int) -> tuple[np.ndarray, ...]:
-    """Points, outer normals and weights of a rule on facets, reference points in the cells, and the facet of each."""
+@dataclass(frozen=True)
+class _Rule:
+    """A quadrature rule on some facets.
+
+    X: its reference points on all facets of the reference cell, one facet after the other, (n_facets q, d).
+    slot: for each point its row in X, (n,).  facet: the facet of each, (n,).
+    x, normals: (n, d).  weights: (n,), lengths or areas.
+    """
+
+    X: np.ndarray
+    slot: np.ndarray
+    facet: np.ndarray
+    x: np.ndarray
+    normals: np.ndarray
+    weights: np.ndarray
+
+
+def _rule(mesh: dmesh.Mesh, cells: np.ndarray, numbers: np.ndarray, degree: int) -> _Rule:
+    """A rule on the facets with these numbers in these cells."""
     geo = cell_geometry(mesh)
-    kind = getattr(basix.CellType, geo.name)
-    normals, jacobians = basix.cell.facet_outward_normals(kind), basix.cell.facet_jacobians(kind)
-    corners, facets = basix.geometry(kind), basix.topology(kind)[geo.tdim - 1]
-    X, N, D, w, which = [], [], [], [], []
-    for local in np.unique(numbers):
-        rows = np.flatnonzero(numbers == local)
-        if geo.tdim == 1:
-            s, weights = np.zeros((1, 0)), np.ones(1)
-        else:
-            s, weights = basix.make_quadrature(basix.cell.subentity_types(kind)[geo.tdim - 1][local], degree)
-        tangents = np.asarray(jacobians[local]).reshape(geo.tdim, geo.tdim - 1)
-        points = corners[facets[local][0]] + s @ tangents.T
-        n = len(rows)
-        X.append(np.tile(points, (n, 1)))
-        N.append(np.tile(normals[local], (n * len(s), 1)))
-        D.append(np.tile(tangents, (n * len(s), 1, 1)))
-        w.append(np.tile(weights, n))
-        which.append(np.repeat(rows, len(s)))
-    if not X:
-        empty = np.empty((0, geo.gdim))
-        return empty, empty, np.empty(0), empty, np.empty(0, dtype=np.int64)
-    at, where = np.concatenate(X), np.concatenate(which)
-    J = geo.jacobian(cells[where], at)
-    outer = np.linalg.solve(J.transpose(0, 2, 1), np.concatenate(N)[..., None])[..., 0]
-    outer /= np.linalg.norm(outer, axis=1, keepdims=True)
-    tangent = J @ np.concatenate(D)
-    area = np.sqrt(np.linalg.det(tangent.transpose(0, 2, 1) @ tangent))
-    return geo.push_forward(cells[where], at), outer, np.concatenate(w) * area, at, where
+    kind, d = getattr(basix.CellType, geo.name), geo.tdim
+    corners, facets = basix.geometry(kind), basix.topology(kind)[d - 1]
+    tangents = np.asarray(basix.cell.facet_jacobians(kind)).reshape(len(facets), d, d - 1)
+    if d == 1:
+        s, w = np.zeros((1, 0)), np.ones(1)
+    else:
+        s, w = basix.make_quadrature(basix.cell.subentity_types(kind)[d - 1][0], degree)
+    first = corners[[vertices[0] for vertices in facets]]
+    X = (first[:, None] + np.einsum("qj,fij->fqi", s, tangents)).reshape(-1, d)
+    q, n = len(w), len(cells)
+    which, slot = np.repeat(np.arange(n), q), (numbers[:, None] * q + np.arange(q)).ravel()
+    J = geo.jacobian(cells[which], X[slot])
+    number = numbers[which]
+    outer = np.linalg.solve(J.transpose(0, 2, 1), basix.cell.facet_outward_normals(kind)[number][..., None])[..., 0]
+    tangent = J @ tangents[number]
+    return _Rule(
+        X,
+        slot,
+        which,
+        geo.push_forward(cells[which], X[slot]),
+        outer / np.linalg.norm(outer, axis=1, keepdims=True),
+        np.tile(w, n) * np.sqrt(np.linalg.det(tangent.transpose(0, 2, 1) @ tangent)),
+    )
 
 
 def named_facets(mesh: dmesh.Mesh, facets: Any) -> np.ndarray:
@@ -211,15 +222,10 @@ def named_facets(mesh: dmesh.Mesh, facets: Any) -> np.ndarray:
     return np.unique(np.asarray(facets).astype(np.int64))
 
 
-def _at(value: Any, mesh: dmesh.Mesh, cells: np.ndarray, X: np.ndarray, k: int) -> np.ndarray:
-    """A number, vector or UFL expression at reference points X in cells, (n, k)."""
+def _at(value: Any, mesh: dmesh.Mesh, cells: np.ndarray, rule: _Rule, rows: np.ndarray, k: int) -> np.ndarray:
+    """A number, vector or UFL expression at some points of a rule, (n, k).  Collective."""
     if not isinstance(value, Expr):
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), (len(X), k)).copy()
-    out = np.empty((len(X), k))
-    # Few different reference points: those of one rule on each facet of the reference cell.
-    points, group = np.unique(np.round(X, 14), axis=0, return_inverse=True)
-    for j, point in enumerate(points):
-        rows = np.flatnonzero(group.ravel() == j)
-        found = fem.Expression(value, point[None]).eval(mesh, cells[rows].astype(np.int32))
-        out[rows] = np.asarray(found).reshape(len(rows), k)
-    return out
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), (len(rows), k)).copy()
+    # At the points of all facets of each cell, so that every rank compiles the same expression.
+    found = fem.Expression(value, rule.X).eval(mesh, cells[rule.facet[rows]].astype(np.int32))
+    return np.asarray(found).reshape(len(rows), len(rule.X), k)[np.arange(len(rows)), rule.slot[rows]]

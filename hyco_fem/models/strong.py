@@ -181,7 +181,7 @@ def _value(form: StrongForm, name: str, given: Coefficient, x: Tensor) -> Tensor
         value = value.squeeze(1)
     if name in form.vectors and value.shape == (n,) and d == 1:
         value = value[:, None]
-    allowed = [(n, d)] if name in form.vectors else [(n,)]
+    allowed: list[tuple[int, ...]] = [(n, d)] if name in form.vectors else [(n,)]
     allowed += [(n, d, d)] * (name in form.matrices)
     if tuple(value.shape) not in allowed:
         raise ValueError(
