@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import math
 
-from petsc4py import PETSc
-
 import numpy as np
 import ufl
 from dolfinx import fem
@@ -141,10 +139,3 @@ def check_continuous(Q: fem.FunctionSpace, what: str, remedy: str) -> None:
 def dot(Q: fem.FunctionSpace, x: np.ndarray, y: np.ndarray) -> float:
     """Σ x_i y_i over the dofs of all ranks.  Collective."""
     return float(Q.mesh.comm.allreduce(float(x @ y)))
-
-
-def owned_vec(Q: fem.FunctionSpace, values: np.ndarray) -> PETSc.Vec:
-    """A new PETSc vector with a copy of the owned values.  Collective."""
-    vec = PETSc.Vec().createMPI((len(values), None), comm=Q.mesh.comm)
-    vec.array[:] = values
-    return vec

@@ -33,6 +33,7 @@ _FORCING_FIRST, _FORCING_MOST, _FORCING_LEAST = 0.1, 0.5, 1e-6
 _STOPS = {
     PETSc.TAO.ConvergedReason.CONVERGED_USER: "the gradient is small enough",
     PETSc.TAO.ConvergedReason.DIVERGED_MAXITS: "max_iterations reached",
+    PETSc.TAO.ConvergedReason.DIVERGED_MAXFCN: "too many shortened steps",
     PETSc.TAO.ConvergedReason.DIVERGED_LS_FAILURE: "no shorter step decreases the objective",
     PETSc.TAO.ConvergedReason.DIVERGED_NAN: "the objective is not finite",
 }
@@ -179,6 +180,7 @@ class _Run:
             self.H = self._keep(PETSc.Mat().createPython(((n, None), (n, None)), self._shell, comm=comm))
             self.H.setUp()
             self.tao.setHessian(self._hessian, self.H)
+            self._eta = _FORCING_FIRST
             self.tao.setUpdate(self._force)
         self._set = OptionSet(options)
         self.tao.setOptionsPrefix(self._set.prefix)
@@ -284,11 +286,12 @@ class _Run:
         that minimum is zero.
         """
         x, g = tao.getSolution().array_r.copy(), tao.getGradient()[0].array_r.copy()
-        if self._last is None:
-            over, under = 2.0 * self.steps[-1].objective, self._dot(g, self._inverse(g))
-        else:
-            y = g - self._last[1]
-            over, under = self._dot(x - self._last[0], y), self._dot(y, self._inverse(y))
+        with self._guard():
+            if self._last is None:
+                over, under = 2.0 * self.steps[-1].objective, self._dot(g, self._inverse(g))
+            else:
+                y = g - self._last[1]
+                over, under = self._dot(x - self._last[0], y), self._dot(y, self._inverse(y))
         if over > 0.0 and under > 0.0:
             self._scale = over / under
         self._last = x, g

@@ -1,0 +1,474 @@
+"""HYCO with each player on ranks of its own, both at work at once.
+
+A round of a side: evaluate the model, say so to the other side, hear what has come from there, answer the newest of it.
+The sides may be apart by the staleness s: a side answers its round r as soon as it has heard of round r − s or a later
+one, and compares the models at the ghost points of the round that it has heard of.  With s = 0 both answer the same
+round, which is the simultaneous game.
+
+How a game ends: every word carries the round before which its side wants to end.  A side that finds a reason when it
+has said its word of round r, has the game end before round r + s + 1: until it hears of that in word r + 1, the other
+side can have answered round r + s at most.  With s = 0 the sides decide together, and end before round r.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+import torch
+from torch import nn
+
+from hyco_fem.bridge.ghosts import DofGhosts, GhostPoints, Ghosts
+from hyco_fem.game.answers import Answers
+from hyco_fem.game.baselines import NetworkOnly
+from hyco_fem.game.data import Data, Sensing
+from hyco_fem.game.history import Callback, Record, Result, parameter_values
+from hyco_fem.game.hyco import Hyco
+from hyco_fem.game.loop import _PATIENCE, _PLAYERS, Clock, Stopping, _warn_of_idle_parameters
+from hyco_fem.game.losses import Weights, local_interaction
+from hyco_fem.game.prior import Prior
+from hyco_fem.game.rules import CrossValidation, Discrepancy, GradientBalance
+from hyco_fem.game.split import Post, Split, Word
+from hyco_fem.game.split_sides import PhysicalSide, Side, SyntheticSide, Turn, rows_of
+from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.parallel import agreed, check_replicated, is_distributed, raise_together, sum_array
+from hyco_fem.pde.linear import SolveError
+
+
+@dataclass
+class SplitResult(Result):
+    """The outcome of a split game.  Replicated over both sides.
+
+    staleness: for each player, mean and largest age in rounds of the answers that it answered.
+    timings: seconds on the first rank of each side, by side and part ("physical.solve", "synthetic.wait").
+    """
+
+    staleness: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """What goes into summary.json; NaN becomes null."""
+        return super().summary() | {"staleness": {name: list(ages) for name, ages in self.staleness.items()}}
+
+
+class SplitHyco:
+    """The game of `Hyco`, with the physical player on some ranks and the synthetic player on others.
+
+    Only values at ghost points cross, and a few numbers.  Both models exist on both sides, and are equal before the
+    first round and after the last; in between each side has its own.
+
+    Args:
+        physical, synthetic, data, weights, answers, prior, warm_up: As for `Hyco`; all built on `split.comm`.
+        ghosts: `RandomGhosts`, `QuadratureGhosts`, `BoundaryGhosts` or a `GhostUnion`.
+        split: Who works where, and how stale an answer may be.
+
+    Raises:
+        ValueError: a model or data on other ranks than split.comm; models or meshes that differ between the sides;
+            DofGhosts; a rule that chooses the weights; a NodalField; on all ranks.
+
+    Construction and every method are collective over `split.world`.
+    """
+
+    def __init__(
+        self,
+        physical: PhysicalModel,
+        synthetic: nn.Module,
+        data: Data | Sensing,
+        ghosts: Ghosts | None = None,
+        *,
+        split: Split,
+        weights: Weights | Callable[[int], Weights] | None = None,
+        answers: Answers | None = None,
+        prior: Prior | None = None,
+        warm_up: int = 0,
+    ) -> None:
+        self.split, self.comm = split, split.world
+        self.physical, self.synthetic = physical, synthetic
+        with agreed(self.comm):
+            _check_arguments(split, physical, data, ghosts, weights)
+        check_replicated([*physical.named_parameters(), *synthetic.named_parameters()], self.comm)
+        with self._raised_on_all_ranks():
+            # The same game on this side's ranks, of which this side's player is the one that moves.
+            self._game = Hyco(
+                physical,
+                synthetic,
+                data,
+                ghosts,
+                weights=weights,
+                answers=answers,
+                schedule="simultaneous",
+                prior=prior,
+            )
+            if warm_up < 0:
+                raise ValueError(f"warm_up must not be negative, it is {warm_up}")
+            if warm_up and self._game.sensing.synthetic is None:
+                raise ValueError("there is no warm-up for a network that sees no data")
+        self._check_ghosts()
+        self.side: Side = PhysicalSide(self._game) if split.is_physical else SyntheticSide(self._game)
+        self.clock: Clock = self._game.clock
+        self.warm_up = warm_up
+        self.warm_up_result: Result | None = None
+        self.next_round = 0
+
+    def _check_ghosts(self) -> None:
+        with self._raised_on_all_ranks():
+            points = self._game.sampler.draw(0)
+            x = points.gather(points.x)
+        theirs = self.comm.bcast(x, root=0)
+        with agreed(self.comm):
+            if x.shape != theirs.shape or np.abs(x - theirs).max(initial=0.0) > 1e-9 * np.abs(theirs).max(initial=1.0):
+                raise ValueError(
+                    "the two sides have different ghost points: build the same mesh and the same ghosts on both"
+                )
+
+    @contextmanager
+    def _raised_on_all_ranks(self) -> Iterator[None]:
+        """Raise on both sides what all ranks of one have raised.  Collective."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as e:
+            error = e
+        raise_together(self.comm, error)
+
+    def run(
+        self,
+        rounds: int,
+        *,
+        tolerance: float | None = None,
+        stopping: Stopping | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> SplitResult:
+        """Warm up if that was not done yet, and play rounds; a second call goes on from where the first ended.
+
+        Args, raises: As `Hyco.run`; after an error each side holds what it has found itself.  With a staleness s > 0 a
+        game that stops before its rounds are over plays up to 2 s + 1 rounds more, and each side calls the callbacks in
+        its own time.
+        """
+        with agreed(self.comm):
+            if rounds < 0 or int(rounds) != rounds:
+                raise ValueError(f"rounds must be a number of rounds, not {rounds}")
+            if tolerance is not None:
+                if stopping is not None:
+                    raise ValueError("give either tolerance or stopping, not both")
+                stopping = Stopping(gradient=tolerance)
+        self._warm_up()
+        with self.clock("total"):
+            match = _Match(self, int(rounds), stopping, callbacks)
+            turn = match.play()
+            final = self._final(match, turn)
+            self.next_round = match.end
+            self._share_models()
+        return self._result(match, final)
+
+    def _warm_up(self) -> None:
+        data = self._game.sensing.synthetic
+        if self.warm_up_result is not None or not self.warm_up or data is None:
+            return
+        result: Result | None = None
+        with self._raised_on_all_ranks():
+            if not self.split.is_physical:
+                answer = self._game.answers.synthetic
+                with self.clock("warm_up"):
+                    alone = NetworkOnly(self.synthetic, data, answer)
+                    result = alone.run(-(-self.warm_up // getattr(answer, "steps", 1)))
+        self.warm_up_result = self.comm.bcast(result, root=self.split.roots[1])
+
+    def _final(self, match: _Match, turn: Turn) -> Record:
+        """The state at the end, with both gradients at the same (θ, φ); steps that led to nothing finite taken back."""
+        for _ in range(_PLAYERS + 1):
+            word, gradient = match.theirs[match.end], None
+            with self._raised_on_all_ranks(), match.undone_on_error():
+                if turn.finite and word.finite:
+                    look = self.side.player.look(match.objective(turn, word)())
+                    gradient = look.gradient_norm if look.finite else None
+                if not turn.finite or (word.finite and gradient is None):
+                    self.side.player.take_back()
+            gradients = [self.comm.bcast(gradient, root=r) for r in self.split.roots]
+            if None not in gradients:
+                with self._raised_on_all_ranks():
+                    return match.record(match.end, (gradients[0], gradients[1]))
+            match.rolled_back += 1
+            with self._raised_on_all_ranks(), match.undone_on_error():
+                turn = self.side.evaluate(match.end)
+            match.say(turn)
+            match.hear(match.end, anew=True)
+        raise FloatingPointError(
+            "the objective is not finite at the end, though the last step of each player was taken back"
+        )
+
+    def _share_models(self) -> None:
+        """Both sides hold what each has found; the solution on the synthetic side is that of the θ found."""
+        for model, root in zip((self.physical, self.synthetic), self.split.roots, strict=True):
+            tensors = [p.detach() for p in (*model.parameters(), *model.buffers()) if not is_distributed(p)]
+            found = self.comm.bcast([t.cpu() for t in tensors] if self.comm.rank == root else None, root=root)
+            for mine, theirs in zip(tensors, found, strict=True):
+                mine.copy_(theirs)
+        with self._raised_on_all_ranks(), torch.no_grad():
+            if not self.split.is_physical:
+                self.physical.solve()
+
+    def _result(self, match: _Match, final: Record) -> SplitResult:
+        ages = (float(np.mean(match.ages)) if match.ages else 0.0, max(match.ages, default=0))
+        told = self.comm.allgather((self.split.side, dict(self.clock.seconds), ages))
+        history, stop = self.comm.bcast(([*match.history, final], match.stop), root=0)
+        with self._raised_on_all_ranks():
+            parameters = parameter_values(self.physical, self._game.comm)
+        firsts = [told[r] for r in self.split.roots]
+        return SplitResult(
+            parameters=self.comm.bcast(parameters, root=0),
+            history=history,
+            nash_residual=(history[-1].gradient_physical, history[-1].gradient_synthetic),
+            rounds=len(history) - 1,
+            rolled_back=match.rolled_back,
+            stop=stop,
+            timings={f"{side}.{part}": t for side, seconds, _ in firsts for part, t in seconds.items()},
+            staleness={side: age for side, _, age in firsts},
+        )
+
+
+class _Match:
+    """One run, as one side sees it: words said and heard, records, and when to end.
+
+    Attributes:
+        end, stop: the round before which the match ends, and why.  turns, mine, theirs: by round: what this side has
+        evaluated, what it has said and what it has heard.  history, rolled_back: records that are complete.
+        ages: of the answers that were answered.
+    """
+
+    def __init__(self, game: SplitHyco, rounds: int, stopping: Stopping | None, callbacks: Sequence[Callback]) -> None:
+        self.game, self.split, self.side = game, game.split, game.side
+        self.stopping, self.callbacks = stopping, callbacks
+        self.first = self._number = self._complete = game.next_round
+        self.end, self.stop = self.first + rounds, "rounds"
+        self.post = Post(game.split)
+        self.turns: dict[int, Turn] = {}
+        self.mine: dict[int, Word] = {}
+        self.theirs: dict[int, Word] = {}
+        self.history: list[Record] = []
+        self.ages: list[int] = []
+        self.rolled_back = self._in_a_row = 0
+        self._gradient: float | None = None
+        self._error: Exception | None = None
+
+    def play(self) -> Turn:
+        """All rounds; what this side has evaluated for the last look, of which both sides have heard."""
+        s = self.split.staleness
+        while True:
+            turn = None
+            if self._error is None:
+                with self._kept_for_all():
+                    turn = self.side.evaluate(self._number)
+            self.say(turn)
+            failed = self._error is not None
+            if s == 0:
+                self.game.next_round = self._number
+            if not failed:
+                self.hear(max(self.first, self._number - s))
+                if self._number == self.end:
+                    self.hear(self.end)
+                failed = any(word.failed for word in self.theirs.values())
+            if s == 0:
+                # The side that has failed hears the other's word too: both judge the round before.
+                self.hear(self._number)
+                self._complete_records(self.game.comm)
+            else:
+                with self._kept_for_all():
+                    self._complete_records(self.split.comm)
+            if failed:
+                self.post.drain()
+                self.game.next_round = self.game.comm.allreduce(self._number, op=MPI.MAX)
+                raise_together(self.game.comm, self._error)
+            if self._number == self.end:
+                raise_together(self.game.comm, self._error)
+                assert turn is not None
+                return turn
+            if self._error is None and turn is not None:
+                with self._kept_for_all():
+                    self._gradient = self._answer(turn)
+            self._number += 1
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Where θ has led to a PDE that cannot be solved, undo the step that led there."""
+        try:
+            yield
+        except (CoefficientError, SolveError):
+            self.side.player.undo()
+            raise
+
+    @contextmanager
+    def _kept_for_all(self) -> Iterator[None]:
+        """Keep an error, which this side's ranks agree on, until the other side has been told."""
+        try:
+            with self.undone_on_error():
+                yield
+        except Exception as error:
+            self._error = error
+
+    # -- words ---------------------------------------------------------------------------------------------
+
+    def say(self, turn: Turn | None) -> None:
+        """Say what was evaluated, or that there is an error."""
+        word = Word(self._number, self.end, self.stop, self._gradient, failed=self._error is not None)
+        if turn is not None:
+            word = replace(
+                word,
+                values=turn.values,
+                finite=turn.finite,
+                misfit=turn.misfit,
+                norm=turn.norm,
+                parameters=turn.parameters,
+            )
+            self.turns[self._number] = turn
+        self.mine[self._number] = word
+        self._gradient = None
+        self.post.send(word)
+
+    def hear(self, least: int, anew: bool = False) -> None:
+        """Hear what has come, and wait until the other side has said its word of round `least`, or has failed."""
+        if anew:
+            self.theirs.pop(least)
+        with self.game.clock("wait"):
+            if self.split.staleness > 0:
+                self._take(self.post.hear(wait=False))
+            while not any(word.failed or number >= least for number, word in self.theirs.items()):
+                self._take(self.post.hear(wait=True))
+
+    def _take(self, words: list[Word]) -> None:
+        for word in words:
+            self.theirs[word.round] = word
+            if word.end < self.end:
+                self.end, self.stop = word.end, word.stop
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def _answer(self, turn: Turn) -> float | None:
+        """Answer the newest word that can be answered; the norm of the gradient, or None where no step counts."""
+        player, oldest = self.side.player, self._number - self.split.staleness
+        if not turn.finite:
+            player.take_back()
+            return None
+        answerable = [word.round for word in self.theirs.values() if word.finite and word.round >= oldest]
+        if not answerable:
+            return None
+        word = self.theirs[max(answerable)]
+        self.ages.append(max(0, self._number - word.round))
+        with self.game.clock("answer"):
+            look = player.answer_to(self.objective(turn, word))
+        return look.gradient_norm if look.finite else None
+
+    def objective(self, turn: Turn, word: Word) -> Any:
+        """This side's J against a word, at the ghost points of that word."""
+        ghosts = self._ghosts(word.round)
+        return self.side.objective(turn, ghosts, rows_of(word, ghosts))
+
+    def _ghosts(self, number: int) -> GhostPoints:
+        """The ghost points of a round, which may be one that this side has yet to come to."""
+        turn = self.turns.get(number)
+        return self.game._game.sampler.draw(number) if turn is None else turn.ghosts
+
+    # -- records -------------------------------------------------------------------------------------------
+
+    def _complete_records(self, comm: MPI.Comm) -> None:
+        """Judge the rounds of which both sides have told how they ended; `comm`: of those who judge together."""
+        while self._complete + 1 in self.mine and self._complete + 1 in self.theirs:
+            number = self._complete
+            self._complete += 1
+            gradients = [w[number + 1].gradient for w in (self.mine, self.theirs)]
+            if not self.split.is_physical:
+                gradients.reverse()
+            record = None
+            if gradients[0] is not None and gradients[1] is not None:
+                record = self.record(number, (gradients[0], gradients[1]))
+            self._forget(number)
+            self._judge(record, comm)
+
+    def _judge(self, record: Record | None, comm: MPI.Comm) -> None:
+        if record is None:
+            self.rolled_back += 1
+            self._in_a_row += 1
+            if self._in_a_row >= _PATIENCE:
+                raise FloatingPointError(
+                    f"the objective was not finite after each of the last {_PATIENCE} steps, all taken back; use a "
+                    "smaller learning rate or another start"
+                )
+            return
+        self._in_a_row = 0
+        if not self.history and self.split.is_physical:
+            _warn_of_idle_parameters(self.game.physical, self.split.comm)
+        self.history.append(record)
+        if not self.callbacks and self.stopping is None:
+            return
+        with agreed(comm):
+            wishes = [bool(callback(record)) for callback in self.callbacks]
+            reason = None if self.stopping is None else self.stopping.reason(self.history)
+        reasons = comm.allgather("callback" if any(wishes) else reason)
+        if any(reasons):
+            s = self.split.staleness
+            end = self._number if s == 0 else self._number + s + 1
+            if end < self.end:
+                self.end = end
+                self.stop = "callback" if "callback" in reasons else next(r for r in reasons if r is not None)
+
+    def record(self, number: int, gradients: tuple[float, float]) -> Record:
+        """The state before a round, from the words of both sides."""
+        turn, word = self.turns[number], self.theirs[number]
+        own = self.mine[number]
+        phy, syn = (own, word) if self.split.is_physical else (word, own)
+        local = local_interaction(turn.at_ghosts, rows_of(word, turn.ghosts), turn.ghosts)
+        interaction = float(sum_array(self.split.comm, np.array([float(local)]))[0])
+        misfits = [0.0 if math.isnan(w.misfit) else w.misfit for w in (phy, syn)]
+        return Record(
+            number,
+            misfit_physical=phy.misfit,
+            misfit_synthetic=syn.misfit,
+            interaction=interaction,
+            potential=turn.weights.potential(*misfits, interaction, syn.norm, phy.norm),
+            gradient_physical=gradients[0],
+            gradient_synthetic=gradients[1],
+            parameters=phy.parameters,
+        )
+
+    def _forget(self, number: int) -> None:
+        """Drop what no later round can need."""
+        newest = max(self.theirs)
+        for memory in (self.turns, self.mine, self.theirs):
+            for old in [r for r in memory if r <= number and r < newest - self.split.staleness]:
+                del memory[old]  # type: ignore[attr-defined]
+
+
+def _check_arguments(
+    split: Split, physical: PhysicalModel, data: Data | Sensing, ghosts: Ghosts | None, weights: Any
+) -> None:
+    alike = (MPI.IDENT, MPI.CONGRUENT)
+    sensing = data if isinstance(data, Sensing) else Sensing(data, data)
+    given = [("physical model", physical.comm)]
+    given += [("data", d.points.comm) for d in (sensing.physical, sensing.synthetic) if d is not None]
+    for what, comm in given:
+        if MPI.Comm.Compare(comm, split.comm) not in alike:
+            raise ValueError(
+                f"the {what} lives on {comm.size} rank(s), which are not those of split.comm ({split.comm.size}, the "
+                f"{split.side} side); build mesh, models and data on split.comm"
+            )
+    if isinstance(ghosts, DofGhosts):
+        raise ValueError(
+            "DofGhosts compare the models at every dof, and a field does not cross between the sides of a split game; "
+            "use RandomGhosts or QuadratureGhosts"
+        )
+    if isinstance(weights, (CrossValidation, Discrepancy, GradientBalance)):
+        raise ValueError(
+            f"a split game has no {type(weights).__name__}: choose the weights in a game with "
+            "schedule='simultaneous', and pass hyco_fem.Weights"
+        )
+    for name, p in physical.named_parameters():
+        if is_distributed(p):
+            raise ValueError(
+                f"'{name.removeprefix('coefficients.')}' is a field, distributed over the ranks of one side, and does "
+                "not cross to the other; use schedule='simultaneous'"
+            )
