@@ -22,8 +22,8 @@ from mpi4py import MPI
 
 import numpy as np
 import torch
-from cases import CASES
-from cases.common import Case
+from comparisons import CASES
+from comparisons.common import Case
 
 import hyco_fem as hf
 from hyco_fem.files import replace_file

@@ -5,12 +5,14 @@ is chosen so that the two players cost about the same:
 
     ratio, ratio_stale  time of a round of the split game on two ranks, with a staleness of 0 and of 1, over that of an
                         alternating round on one rank: medians, the variants in turn
-    ratio_processor     the same as ratio in processor time, of the busier rank, without that spent waiting for the other
+    ratio_processor     ratio in processor time, of the busier rank, without that spent waiting for the other
     physical, synthetic shares of the alternating round: solve, adjoint and step; network, its gradient and step
     busy_ms             processor time of a split round on each side, without waiting
 
-While rank 0 plays alone, rank 1 sleeps; one thread a rank.  On a machine whose cores others use too `ratio` comes out
-too large, since two ranks that work together need two free cores at once, and `ratio_processor` tells what is possible.
+    two_at_once         how much longer a loop of additions takes on both ranks at once than on one: 1 where each has a
+                        core to itself, 2 where they share one.  Then `ratio` says more about the machine than about us
+
+While rank 0 plays alone, rank 1 sleeps; one thread a rank.
 
     mpirun -n 2 python3 -m mpi4py benchmarks/split_round.py    {"ratio": …, "ratio_stale": …, "physical": …, …}
 """
@@ -94,6 +96,14 @@ def sleep_until(request: MPI.Request) -> None:
         time.sleep(0.01)
 
 
+def burn() -> float:
+    """Seconds for a loop that does nothing of interest."""
+    start = time.perf_counter()
+    for _ in range(1_000_000):
+        pass
+    return time.perf_counter() - start
+
+
 def alone(game: Any, rounds: int) -> np.ndarray:
     """`seconds` on rank 0, while rank 1 sleeps."""
     found = seconds(game, rounds) if COMM.rank == 0 else np.empty(0)
@@ -132,10 +142,15 @@ def main() -> None:
     splits = [game_on(hf.Split(COMM, 1, staleness), options.cells, width) for staleness in (0, 1)]
     single = game_on(MPI.COMM_SELF, options.cells, width) if COMM.rank == 0 else None
     found: list[list[np.ndarray]] = []
+    crowded: list[float] = []
     for burst in range(options.bursts + 1):
+        one = burn() if COMM.rank == 0 else 0.0
+        sleep_until(COMM.Ibarrier())
+        crowd = burn() / COMM.bcast(one, root=0)
         row = [alone(single, options.rounds), *(seconds(game, options.rounds) for game in splits)]
         if burst > 0:  # the first one warms up
             found.append(row)
+            crowded.append(crowd)
     times = np.array(found)  # (bursts, variants, what)
     busy = np.stack(COMM.allgather(times[:, 1, 1] - times[:, 1, 4]))
     wall, alone_cpu = times[:, :, 0], times[:, 0, 1]
@@ -153,6 +168,7 @@ def main() -> None:
         "alternating_ms": middle(1e3 * wall[:, 0], 2),
         "split_ms": middle(1e3 * wall[:, 1], 2),
         "stale_ms": middle(1e3 * wall[:, 2], 2),
+        "two_at_once": middle(np.array(crowded)),
         "cells": options.cells,
         "width": width,
     }

@@ -138,8 +138,8 @@ def run(
                 rolled_back, in_a_row = rolled_back + 1, in_a_row + 1
                 if in_a_row >= _PATIENCE:
                     raise FloatingPointError(
-                        f"the objective was not finite after each of the last {_PATIENCE} steps, all taken back; use a "
-                        "smaller learning rate or another start"
+                        f"{_diverging(trainer)} diverges: the objective was not finite after each of the last "
+                        f"{_PATIENCE} steps, all taken back; use a smaller learning rate or another start"
                     )
                 continue
             in_a_row = 0
@@ -164,6 +164,12 @@ def run(
         stop=stop,
         timings=dict(trainer.clock.seconds),
     )
+
+
+def _diverging(trainer: Trainer) -> str:
+    """The player whose steps were taken back most often, in words."""
+    players = [p for p in (*getattr(trainer, "players", ()), getattr(trainer, "player", None)) if p is not None]
+    return "the game" if not players else f"the {max(players, key=lambda p: p.taken_back).name} player"
 
 
 def _warn_of_idle_parameters(model: nn.Module, comm: MPI.Comm) -> None:

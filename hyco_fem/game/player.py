@@ -76,6 +76,7 @@ class Player:
         named = parameters if isinstance(parameters, Mapping) else {str(k): p for k, p in enumerate(parameters)}
         self.named = {n.removeprefix("coefficients."): p for n, p in named.items() if p.requires_grad}
         self.parameters = list(self.named.values())
+        self.taken_back = 0
         # A player with nothing to learn (all coefficients known) takes part, but never moves.
         self.method = answer.method(self) if self.parameters else None
 
@@ -118,11 +119,12 @@ class Player:
         return self.method.improve(objective)
 
     def take_back(self) -> None:
-        """Undo the last step, because it led to an objective that is not finite.
+        """Undo the last step, because it led to an objective that is not finite; counted in `taken_back`.
 
         Raises:
             FloatingPointError: there is no step to undo.
         """
+        self.taken_back += 1
         if not self.undo():
             raise FloatingPointError(
                 f"the objective of the {self.name} player is not finite at the start; check the data, the weights and "

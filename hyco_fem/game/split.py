@@ -55,10 +55,10 @@ class Split:
                 raise ValueError(f"staleness must be a whole number of rounds, not negative; it is {staleness!r}")
         first = world.size - int(synthetic_ranks)
         self.world: MPI.Comm = world.Dup()
-        self.roots = (0, first)
+        self.roots: tuple[int, int] = (0, first)
         self.side: Literal["physical", "synthetic"] = "physical" if world.rank < first else "synthetic"
         self.comm: MPI.Comm = self.world.Split(int(world.rank >= first), world.rank)
-        self.staleness = int(staleness)
+        self.staleness: int = int(staleness)
 
     @property
     def is_physical(self) -> bool:
@@ -132,5 +132,9 @@ class Post:
         sent = self._world.allgather(self._sent)[self._other]
         while self._heard < sent:
             self.hear(wait=True)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until what was sent has gone: the other side hears it, or has heard it already."""
         MPI.Request.Waitall(self._requests)
         self._requests = []

@@ -4,18 +4,13 @@ A round of a side: evaluate the model, say so to the other side, hear what has c
 The sides may be apart by the staleness s: a side answers its round r as soon as it has heard of round r − s or a later
 one, and compares the models at the ghost points of the round that it has heard of.  With s = 0 both answer the same
 round, which is the simultaneous game.
-
-How a game ends: every word carries the round before which its side wants to end.  A side that finds a reason when it
-has said its word of round r, has the game end before round r + s + 1: until it hears of that in word r + 1, the other
-side can have answered round r + s at most.  With s = 0 the sides decide together, and end before round r.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from mpi4py import MPI
@@ -24,21 +19,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from hyco_fem.bridge.ghosts import DofGhosts, GhostPoints, Ghosts
+from hyco_fem.bridge.ghosts import DofGhosts, Ghosts
 from hyco_fem.game.answers import Answers
 from hyco_fem.game.baselines import NetworkOnly
 from hyco_fem.game.data import Data, Sensing
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.game.hyco import Hyco
-from hyco_fem.game.loop import _PATIENCE, _PLAYERS, Clock, Stopping, _warn_of_idle_parameters
-from hyco_fem.game.losses import Weights, local_interaction
+from hyco_fem.game.loop import _PLAYERS, Clock, Stopping
+from hyco_fem.game.losses import Weights
 from hyco_fem.game.prior import Prior
 from hyco_fem.game.rules import CrossValidation, Discrepancy, GradientBalance
-from hyco_fem.game.split import Post, Split, Word
-from hyco_fem.game.split_sides import PhysicalSide, Side, SyntheticSide, Turn, rows_of
-from hyco_fem.models.physical import CoefficientError, PhysicalModel
-from hyco_fem.parallel import agreed, check_replicated, is_distributed, raise_together, sum_array
-from hyco_fem.pde.linear import SolveError
+from hyco_fem.game.split import Split
+from hyco_fem.game.split_match import Match
+from hyco_fem.game.split_sides import PhysicalSide, Side, SyntheticSide, Turn
+from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.parallel import agreed, check_replicated, is_distributed, raise_together
 
 
 @dataclass
@@ -159,10 +154,12 @@ class SplitHyco:
                 stopping = Stopping(gradient=tolerance)
         self._warm_up()
         with self.clock("total"):
-            match = _Match(self, int(rounds), stopping, callbacks)
-            turn = match.play()
+            match = Match(self.split, self.side, self.next_round, int(rounds), stopping, callbacks)
+            try:
+                turn = match.play()
+            finally:
+                self.next_round = match.number
             final = self._final(match, turn)
-            self.next_round = match.end
             self._share_models()
         return self._result(match, final)
 
@@ -179,7 +176,7 @@ class SplitHyco:
                     result = alone.run(-(-self.warm_up // getattr(answer, "steps", 1)))
         self.warm_up_result = self.comm.bcast(result, root=self.split.roots[1])
 
-    def _final(self, match: _Match, turn: Turn) -> Record:
+    def _final(self, match: Match, turn: Turn) -> Record:
         """The state at the end, with both gradients at the same (θ, φ); steps that led to nothing finite taken back."""
         for _ in range(_PLAYERS + 1):
             word, gradient = match.theirs[match.end], None
@@ -213,7 +210,7 @@ class SplitHyco:
             if not self.split.is_physical:
                 self.physical.solve()
 
-    def _result(self, match: _Match, final: Record) -> SplitResult:
+    def _result(self, match: Match, final: Record) -> SplitResult:
         ages = (float(np.mean(match.ages)) if match.ages else 0.0, max(match.ages, default=0))
         told = self.comm.allgather((self.split.side, dict(self.clock.seconds), ages))
         history, stop = self.comm.bcast(([*match.history, final], match.stop), root=0)
@@ -230,217 +227,6 @@ class SplitHyco:
             timings={f"{side}.{part}": t for side, seconds, _ in firsts for part, t in seconds.items()},
             staleness={side: age for side, _, age in firsts},
         )
-
-
-class _Match:
-    """One run, as one side sees it: words said and heard, records, and when to end.
-
-    Attributes:
-        end, stop: the round before which the match ends, and why.  turns, mine, theirs: by round: what this side has
-        evaluated, what it has said and what it has heard.  history, rolled_back: records that are complete.
-        ages: of the answers that were answered.
-    """
-
-    def __init__(self, game: SplitHyco, rounds: int, stopping: Stopping | None, callbacks: Sequence[Callback]) -> None:
-        self.game, self.split, self.side = game, game.split, game.side
-        self.stopping, self.callbacks = stopping, callbacks
-        self.first = self._number = self._complete = game.next_round
-        self.end, self.stop = self.first + rounds, "rounds"
-        self.post = Post(game.split)
-        self.turns: dict[int, Turn] = {}
-        self.mine: dict[int, Word] = {}
-        self.theirs: dict[int, Word] = {}
-        self.history: list[Record] = []
-        self.ages: list[int] = []
-        self.rolled_back = self._in_a_row = 0
-        self._gradient: float | None = None
-        self._error: Exception | None = None
-
-    def play(self) -> Turn:
-        """All rounds; what this side has evaluated for the last look, of which both sides have heard."""
-        s = self.split.staleness
-        while True:
-            turn = None
-            if self._error is None:
-                with self._kept_for_all():
-                    turn = self.side.evaluate(self._number)
-            self.say(turn)
-            failed = self._error is not None
-            if s == 0:
-                self.game.next_round = self._number
-            if not failed:
-                self.hear(max(self.first, self._number - s))
-                if self._number == self.end:
-                    self.hear(self.end)
-                failed = any(word.failed for word in self.theirs.values())
-            if s == 0:
-                # The side that has failed hears the other's word too: both judge the round before.
-                self.hear(self._number)
-                self._complete_records(self.game.comm)
-            else:
-                with self._kept_for_all():
-                    self._complete_records(self.split.comm)
-            if failed:
-                self.post.drain()
-                self.game.next_round = self.game.comm.allreduce(self._number, op=MPI.MAX)
-                raise_together(self.game.comm, self._error)
-            if self._number == self.end:
-                raise_together(self.game.comm, self._error)
-                assert turn is not None
-                return turn
-            if self._error is None and turn is not None:
-                with self._kept_for_all():
-                    self._gradient = self._answer(turn)
-            self._number += 1
-
-    @contextmanager
-    def undone_on_error(self) -> Iterator[None]:
-        """Where θ has led to a PDE that cannot be solved, undo the step that led there."""
-        try:
-            yield
-        except (CoefficientError, SolveError):
-            self.side.player.undo()
-            raise
-
-    @contextmanager
-    def _kept_for_all(self) -> Iterator[None]:
-        """Keep an error, which this side's ranks agree on, until the other side has been told."""
-        try:
-            with self.undone_on_error():
-                yield
-        except Exception as error:
-            self._error = error
-
-    # -- words ---------------------------------------------------------------------------------------------
-
-    def say(self, turn: Turn | None) -> None:
-        """Say what was evaluated, or that there is an error."""
-        word = Word(self._number, self.end, self.stop, self._gradient, failed=self._error is not None)
-        if turn is not None:
-            word = replace(
-                word,
-                values=turn.values,
-                finite=turn.finite,
-                misfit=turn.misfit,
-                norm=turn.norm,
-                parameters=turn.parameters,
-            )
-            self.turns[self._number] = turn
-        self.mine[self._number] = word
-        self._gradient = None
-        self.post.send(word)
-
-    def hear(self, least: int, anew: bool = False) -> None:
-        """Hear what has come, and wait until the other side has said its word of round `least`, or has failed."""
-        if anew:
-            self.theirs.pop(least)
-        with self.game.clock("wait"):
-            if self.split.staleness > 0:
-                self._take(self.post.hear(wait=False))
-            while not any(word.failed or number >= least for number, word in self.theirs.items()):
-                self._take(self.post.hear(wait=True))
-
-    def _take(self, words: list[Word]) -> None:
-        for word in words:
-            self.theirs[word.round] = word
-            if word.end < self.end:
-                self.end, self.stop = word.end, word.stop
-
-    # -- answers -------------------------------------------------------------------------------------------
-
-    def _answer(self, turn: Turn) -> float | None:
-        """Answer the newest word that can be answered; the norm of the gradient, or None where no step counts."""
-        player, oldest = self.side.player, self._number - self.split.staleness
-        if not turn.finite:
-            player.take_back()
-            return None
-        answerable = [word.round for word in self.theirs.values() if word.finite and word.round >= oldest]
-        if not answerable:
-            return None
-        word = self.theirs[max(answerable)]
-        self.ages.append(max(0, self._number - word.round))
-        with self.game.clock("answer"):
-            look = player.answer_to(self.objective(turn, word))
-        return look.gradient_norm if look.finite else None
-
-    def objective(self, turn: Turn, word: Word) -> Any:
-        """This side's J against a word, at the ghost points of that word."""
-        ghosts = self._ghosts(word.round)
-        return self.side.objective(turn, ghosts, rows_of(word, ghosts))
-
-    def _ghosts(self, number: int) -> GhostPoints:
-        """The ghost points of a round, which may be one that this side has yet to come to."""
-        turn = self.turns.get(number)
-        return self.game._game.sampler.draw(number) if turn is None else turn.ghosts
-
-    # -- records -------------------------------------------------------------------------------------------
-
-    def _complete_records(self, comm: MPI.Comm) -> None:
-        """Judge the rounds of which both sides have told how they ended; `comm`: of those who judge together."""
-        while self._complete + 1 in self.mine and self._complete + 1 in self.theirs:
-            number = self._complete
-            self._complete += 1
-            gradients = [w[number + 1].gradient for w in (self.mine, self.theirs)]
-            if not self.split.is_physical:
-                gradients.reverse()
-            record = None
-            if gradients[0] is not None and gradients[1] is not None:
-                record = self.record(number, (gradients[0], gradients[1]))
-            self._forget(number)
-            self._judge(record, comm)
-
-    def _judge(self, record: Record | None, comm: MPI.Comm) -> None:
-        if record is None:
-            self.rolled_back += 1
-            self._in_a_row += 1
-            if self._in_a_row >= _PATIENCE:
-                raise FloatingPointError(
-                    f"the objective was not finite after each of the last {_PATIENCE} steps, all taken back; use a "
-                    "smaller learning rate or another start"
-                )
-            return
-        self._in_a_row = 0
-        if not self.history and self.split.is_physical:
-            _warn_of_idle_parameters(self.game.physical, self.split.comm)
-        self.history.append(record)
-        if not self.callbacks and self.stopping is None:
-            return
-        with agreed(comm):
-            wishes = [bool(callback(record)) for callback in self.callbacks]
-            reason = None if self.stopping is None else self.stopping.reason(self.history)
-        reasons = comm.allgather("callback" if any(wishes) else reason)
-        if any(reasons):
-            s = self.split.staleness
-            end = self._number if s == 0 else self._number + s + 1
-            if end < self.end:
-                self.end = end
-                self.stop = "callback" if "callback" in reasons else next(r for r in reasons if r is not None)
-
-    def record(self, number: int, gradients: tuple[float, float]) -> Record:
-        """The state before a round, from the words of both sides."""
-        turn, word = self.turns[number], self.theirs[number]
-        own = self.mine[number]
-        phy, syn = (own, word) if self.split.is_physical else (word, own)
-        local = local_interaction(turn.at_ghosts, rows_of(word, turn.ghosts), turn.ghosts)
-        interaction = float(sum_array(self.split.comm, np.array([float(local)]))[0])
-        misfits = [0.0 if math.isnan(w.misfit) else w.misfit for w in (phy, syn)]
-        return Record(
-            number,
-            misfit_physical=phy.misfit,
-            misfit_synthetic=syn.misfit,
-            interaction=interaction,
-            potential=turn.weights.potential(*misfits, interaction, syn.norm, phy.norm),
-            gradient_physical=gradients[0],
-            gradient_synthetic=gradients[1],
-            parameters=phy.parameters,
-        )
-
-    def _forget(self, number: int) -> None:
-        """Drop what no later round can need."""
-        newest = max(self.theirs)
-        for memory in (self.turns, self.mine, self.theirs):
-            for old in [r for r in memory if r <= number and r < newest - self.split.staleness]:
-                del memory[old]  # type: ignore[attr-defined]
 
 
 def _check_arguments(

@@ -44,6 +44,7 @@ class Turn:
 class Side(Protocol):
     """What plays on the ranks of one side.  Every method is collective over them."""
 
+    game: Hyco
     player: Player
 
     def evaluate(self, number: int) -> Turn:

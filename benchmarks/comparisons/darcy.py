@@ -22,7 +22,7 @@ from dolfinx import fem, mesh
 from torch.nn.functional import softplus
 
 import hyco_fem as hf
-from cases.common import NETWORK, network, network_only, relative, solves
+from comparisons.common import NETWORK, network, network_only, relative, solves
 
 PI = math.pi
 TRUTH = np.array([0.5, 1, 2, 3, 4, -1, -2, -3, -4, 5])

@@ -31,8 +31,8 @@ import ufl
 from dolfinx import fem, mesh
 
 import hyco_fem as hf
-from cases.common import NETWORK, network, network_only, relative, solves
-from cases.helmholtz import BOUNDS, BOX, published
+from comparisons.common import NETWORK, network, network_only, relative, solves
+from comparisons.helmholtz import BOUNDS, BOX, published
 
 PI = math.pi
 NOISE = 0.02

@@ -22,7 +22,7 @@ import ufl
 from dolfinx import fem, mesh
 
 import hyco_fem as hf
-from cases.common import NETWORK, network, network_only, relative, solves
+from comparisons.common import NETWORK, network, network_only, relative, solves
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demos"))
 import helmholtz as published
