@@ -28,6 +28,7 @@ import helmholtz
 
 import hyco_fem as hf
 from hyco_fem.game import hyco as game_module
+from hyco_fem.game import objective as objective_module
 
 ROUNDS = 400
 
@@ -63,9 +64,10 @@ def main() -> None:
     player, network = game.players
     clock.watch(physical, "solve", "solve")
     clock.watch(player, "look", "solve")
-    clock.watch(game_module, "network_values", "network")
+    for module in (game_module, objective_module):
+        clock.watch(module, "network_values", "network")
     clock.watch(network, "look", "network")
-    clock.watch(network.optimiser, "step", "network")
+    clock.watch(network.method.optimiser, "step", "network")
     for _ in range(ROUNDS):
         before = dict(game.clock.seconds)
         clock.rounds.append(defaultdict(float))

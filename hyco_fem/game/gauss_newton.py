@@ -276,11 +276,11 @@ def reduced(comm: MPI.Comm, r: np.ndarray, J: np.ndarray) -> Reduced:
         return Normal(*(sum_array(comm, a) for a in (J.T @ J, J.T @ r, np.array([r @ r]))))
     rows = np.column_stack([J, r])
     if n > p and len(rows) > p + 1:
-        rows = np.linalg.qr(rows, mode="r")
+        rows = sl.qr(rows, mode="r", check_finite=False)[0][: p + 1]
     if comm.size > 1:
         rows = np.concatenate(comm.allgather(rows))
         if n > p and len(rows) > p + 1:
-            rows = np.linalg.qr(rows, mode="r")
+            rows = sl.qr(rows, mode="r", check_finite=False)[0][: p + 1]
     return Rows(np.ascontiguousarray(rows[:, :-1]), rows[:, -1].copy())
 
 

@@ -215,7 +215,7 @@ class Hyco:
             syn_look = syn.answer_to(facing)
             if not syn_look.finite:
                 return None
-            misfit, interaction, before = facing.first
+            misfit, interaction, before = facing.seen
             if self.schedule == "simultaneous":
                 answered = before
             else:
@@ -260,7 +260,7 @@ class Hyco:
         if not look.finite:
             return None
         gradients = look.gradient_norm, look.gradient_norm
-        misfit, interaction, _ = facing.first
+        misfit, interaction, _ = facing.seen
         return self._record(number, scene, misfit, interaction, norm, gradients, parameters)
 
     def _look(self, number: int) -> Record | None:
@@ -274,7 +274,7 @@ class Hyco:
         if not syn_look.finite:
             self._mover(1).take_back()
             return None
-        misfit, interaction, values = facing.first
+        misfit, interaction, values = facing.seen
         phy_look = phy.look(self.physical_objective(scene, values)())
         if not phy_look.finite:
             self._mover(0).take_back()
@@ -296,6 +296,8 @@ class Hyco:
                 self.weights.at(number, *self._gradient_norms(scene)) if self.weights.due(number) else self.weights.now
             )
         with agreed(self.comm):
+            if isinstance(self.weights, Rule):
+                raise ValueError(f"{type(self.weights).__name__} chooses weights in run(); call that first")
             found = self.weights(number)
             if not isinstance(found, Weights):
                 raise TypeError(f"the schedule of weights returned {type(found).__name__}, not hyco_fem.Weights")

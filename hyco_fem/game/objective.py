@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hyco_fem.bridge.ghosts import GhostPoints
+from hyco_fem.bridge.jacobian import Observed
 from hyco_fem.bridge.points import Points
 from hyco_fem.game.data import Data, SensorTable
 from hyco_fem.game.losses import local_interaction, network_values
@@ -97,7 +98,8 @@ class PhysicalObjective:
         self.opponent = opponent if b > 0 else None
         self.comm = physical.comm
         n = 1 if data is None else data.n_values
-        self.prior, self.c = (None, 0.0) if prior is None or c == 0 else (prior, c / n)
+        self.prior: BoundPrior | None = prior if c > 0 else None
+        self.c = c / n
         self.parameters = {
             name.removeprefix("coefficients."): p for name, p in physical.named_parameters() if p.requires_grad
         }
@@ -170,7 +172,7 @@ class PhysicalObjective:
                 self.values()
             here = self._solved
         assert here is not None
-        sets = [self.data.points] if self.data is not None else []
+        sets: list[Observed] = [self.data.points] if self.data is not None else []
         sets += [self.opponent.ghosts] if self.opponent is not None else []
         found = self.physical.jacobians(sets, state=here[3])
         weights = [self.a * self.data.weights] if self.data is not None else []
@@ -262,6 +264,12 @@ class SyntheticObjective:
             total = total + self.decay / self.comm.size * squared_norm(self.parameters.values())
         return total
 
+    @property
+    def seen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`first`, once there is one."""
+        assert self.first is not None
+        return self.first
+
     def residuals(self) -> np.ndarray:
         """√(a w_i) (u_syn(x_i) − y_i), then √(b ω_g) (u_syn(g) − u(g)); the decay is not among them."""
         with torch.no_grad(), agreed(self.comm):
@@ -348,6 +356,8 @@ class JointObjective:
         at_sensors, at_ghosts = phy.values()
         with agreed(self.comm):
             values, n = network_values(syn.network, syn.x), syn.n_sensors
+            assert syn.opponent is not None
+            assert at_ghosts is not None
             total = local_interaction(at_ghosts, values[n:], syn.opponent.ghosts)
             if phy.data is not None:
                 total = total + phy.a * phy.data.local_misfit(at_sensors)
@@ -380,6 +390,7 @@ class JointObjective:
         return self._stacked(r, s), matrix
 
     def _ghost_rows(self) -> int:
+        assert self.physical.opponent is not None
         return self.physical.opponent.values.numel()
 
 

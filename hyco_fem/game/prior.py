@@ -40,7 +40,8 @@ class Prior:
         unknown = sorted((set(stds) | set(means)) - set(named))
         if unknown:
             raise ValueError(f"a prior names {unknown}; the parameters are {sorted(named)}")
-        mean, precision = [np.empty(0)], [np.empty(0)]
+        mean: list[np.ndarray] = [np.empty(0)]
+        precision: list[np.ndarray] = [np.empty(0)]
         for name, p in named.items():
             if name in stds and is_distributed(p):
                 raise ValueError(
@@ -52,7 +53,7 @@ class Prior:
                 raise ValueError(f"the prior of '{name}' must have a positive std, not {stds[name]}")
             m = np.broadcast_to(np.asarray(means.get(name, p.detach().numpy()), dtype=np.float64), shape).ravel()
             mean.append(m.copy())
-            precision.append(1.0 / s)
+            precision.append(np.asarray(1.0 / s, dtype=np.float64))
         return BoundPrior(np.concatenate(mean), np.concatenate(precision))
 
 

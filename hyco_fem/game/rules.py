@@ -360,12 +360,14 @@ class GradientBalance:
         """Whether the weights are to be measured in this round."""
         return number % self.every == 0 and number != self._measured
 
-    def at(self, number: int, *norms: float) -> Weights:
+    def at(self, number: int, own_phy: float, joint_phy: float, own_syn: float, joint_syn: float) -> Weights:
         """New weights from |∇_θ L_phy|, |∇_θ I|, |∇_φ L_syn|, |∇_φ I|."""
         w = self.now
         memory = self.memory if self._measured >= 0 else 0.0
         self._measured = number
-        self.now = replace(w, b1=_mixed(w.a1, w.b1, *norms[:2], memory), b2=_mixed(w.a2, w.b2, *norms[2:], memory))
+        b1 = _mixed(w.a1, w.b1, own_phy, joint_phy, memory)
+        b2 = _mixed(w.a2, w.b2, own_syn, joint_syn, memory)
+        self.now = replace(w, b1=b1, b2=b2)
         return self.now
 
 
