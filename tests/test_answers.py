@@ -111,6 +111,32 @@ def test_a_step_that_brought_new_memory_can_be_taken_back(comm: MPI.Comm) -> Non
     np.testing.assert_allclose(numbers([late, early]), there - 0.05, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_a_learning_rate_may_follow_a_schedule(comm: MPI.Comm, kind: str) -> None:
+    """Stepped once a round, whatever the number of steps in it; against torch by hand."""
+
+    def halving(optimiser: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.5)
+
+    make = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[kind]
+    answer: Any = (
+        hf.AdamStep(0.1, 2, schedule=halving)
+        if kind == "Adam"
+        else hf.TorchStep(lambda p: torch.optim.AdamW(p, 0.1), 2, schedule=halving)
+    )
+    mine, plain = parameters(), parameters()
+    player, optimiser = Player("test", mine, answer, comm), make(plain, 0.1)
+    for k in range(3):
+        player.answer_to(shares(comm, mine))
+        for group in optimiser.param_groups:
+            group["lr"] = 0.1 * 0.5**k
+        for _ in range(2):
+            optimiser.zero_grad()
+            objective(plain).backward()
+            optimiser.step()
+    np.testing.assert_allclose(numbers(mine), numbers(plain), rtol=1e-12)
+
+
 def test_a_look_that_is_not_finite_ends_the_answer(comm: MPI.Comm) -> None:
     """The second of four steps leads to infinity: it is taken back, the first stays."""
     p = [nn.Parameter(torch.zeros((), dtype=torch.float64))]
