@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from typing import Any
 
 from mpi4py import MPI
@@ -489,3 +491,14 @@ def test_a_run_says_why_it_stopped(comm: MPI.Comm, stopping: hf.Stopping, reason
         hf.Stopping(stagnation=0.0)
     with pytest.raises(ValueError, match="either tolerance or stopping"):
         hf.PhysicsOnly(model, data).run(1, tolerance=1.0, stopping=stopping)
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+def test_four_ranks_play_as_one() -> None:
+    """The tests of invariance and of many starts above, on four ranks."""
+    command = ["mpirun", "--oversubscribe", "-n", "4", sys.executable, "-m", "mpi4py", "-m", "pytest", "-q", __file__]
+    chosen = ["-k", "same_on_any_ranks or three_forms"]
+    run = subprocess.run(command + chosen, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "passed" in run.stdout
