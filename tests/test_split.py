@@ -21,6 +21,7 @@ from test_script import ROOT, mpirun
 from torch import Tensor, nn
 
 import hyco_fem as hf
+from hyco_fem.game.split import Post, Word
 
 WORLD = MPI.COMM_WORLD
 SENSORS = np.array([[0.31, 0.42], [0.7, 0.25], [0.55, 0.81], [0.12, 0.63], [0.88, 0.9], [0.47, 0.11]])
@@ -167,6 +168,37 @@ def test_without_staleness_it_is_the_simultaneous_game(comm: MPI.Comm, variant: 
     u, v = (g.physical.function.x.array for g in (game, reference))
     np.testing.assert_allclose(u, v, rtol=tolerance, atol=tolerance * np.abs(v).max())
     assert max(abs(a - b) for a, b in zip(theta(game), start, strict=True)) > 1e-3, "nothing moved"
+
+
+@pytest.fixture
+def sleepy(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Lets a side fall asleep between saying and hearing, so that the other side is a round ahead when it wakes."""
+
+    def sleepy(here: bool) -> None:
+        send = Post.send
+
+        def slow(post: Post, word: Word) -> None:
+            send(post, word)
+            time.sleep(0.03 if here else 0.0)
+
+        monkeypatch.setattr(Post, "send", slow)
+
+    return sleepy
+
+
+@several
+@pytest.mark.parametrize("side", ["physical", "synthetic"])
+def test_who_is_ahead_is_answered_for_the_round_at_hand(
+    comm: MPI.Comm, sleepy: Callable[[bool], None], side: str
+) -> None:
+    split = hf.Split(comm)
+    sleepy(split.side == side)
+    alike(game_on(split).run(5), game_on(split.comm).run(5), 1e-12)
+    # An error that is heard of a round too early.
+    records: list[hf.Record] = []
+    with pytest.raises(RuntimeError, match="out of order"):
+        game_on(split, Breaks(3, RuntimeError("out of order"))).run(50, callbacks=[records.append])
+    assert [r.round for r in records] == [0, 1, 2]
 
 
 @several

@@ -18,10 +18,10 @@ from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.parallel import agreed, any_rank, max_over_ranks
 
 # After so many steps in a row that had to be taken back, halving the learning rate will not help.
-_PATIENCE = 20
+PATIENCE = 20
 
 # Each has at most one last step to take back.
-_PLAYERS = 2
+PLAYERS = 2
 
 # A coefficient with more numbers than this is a field or a network: the history keeps its root mean square.
 LONGEST_IN_HISTORY = 64
@@ -136,15 +136,15 @@ def run(
             trainer.next_round += 1
             if record is None:
                 rolled_back, in_a_row = rolled_back + 1, in_a_row + 1
-                if in_a_row >= _PATIENCE:
+                if in_a_row >= PATIENCE:
                     raise FloatingPointError(
                         f"{_diverging(trainer)} diverges: the objective was not finite after each of the last "
-                        f"{_PATIENCE} steps, all taken back; use a smaller learning rate or another start"
+                        f"{PATIENCE} steps, all taken back; use a smaller learning rate or another start"
                     )
                 continue
             in_a_row = 0
             if not history:
-                _warn_of_idle_parameters(trainer.model, trainer.comm)
+                warn_of_idle_parameters(trainer.model, trainer.comm)
             history.append(record)
             if _called(trainer.comm, callbacks, record):
                 stop = "callback"
@@ -172,7 +172,7 @@ def _diverging(trainer: Trainer) -> str:
     return "the game" if not players else f"the {max(players, key=lambda p: p.taken_back).name} player"
 
 
-def _warn_of_idle_parameters(model: nn.Module, comm: MPI.Comm) -> None:
+def warn_of_idle_parameters(model: nn.Module, comm: MPI.Comm) -> None:
     """Warn of parameters whose gradient is missing or exactly zero after the first round: they will not move."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     sizes = max_over_ranks(comm, [0.0 if p.grad is None else float(p.grad.abs().sum()) for p in trainable.values()])
@@ -187,7 +187,7 @@ def _warn_of_idle_parameters(model: nn.Module, comm: MPI.Comm) -> None:
 
 def _final(trainer: Trainer) -> tuple[Record, int]:
     """The record of the state at the end, and how many of the last steps had to be taken back for it."""
-    for taken_back in range(_PLAYERS + 1):
+    for taken_back in range(PLAYERS + 1):
         record = trainer.look(trainer.next_round)
         if record is not None:
             return record, taken_back

@@ -284,7 +284,8 @@ class SyntheticObjective:
         if self.opponent is not None:
             interaction = local_interaction(self.opponent.values, values[self.n_sensors :], self.opponent.ghosts)
         if self.first is None:
-            self.first = misfit.detach(), interaction.detach(), values[self.n_sensors :].detach()
+            # A copy: a network may return a view of its parameters, which are about to move.
+            self.first = misfit.detach(), interaction.detach(), values[self.n_sensors :].detach().clone()
         return misfit, interaction
 
     def _residuals(self, values: Tensor) -> np.ndarray:

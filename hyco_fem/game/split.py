@@ -115,13 +115,14 @@ class Post:
             self._requests.append(self._world.isend(word, self._other, _TAG))
 
     def hear(self, wait: bool) -> list[Word]:
-        """What has arrived since; with `wait` at least one word."""
+        """All that has arrived since; with `wait` the next word, and no more: the other side may be one round ahead."""
         words: list[Word] = []
         if self._comm.rank == 0:
             if wait:
                 words.append(self._world.recv(None, self._other, _TAG))
-            while (message := self._world.improbe(self._other, _TAG)) is not None:
-                words.append(message.recv())
+            else:
+                while (message := self._world.improbe(self._other, _TAG)) is not None:
+                    words.append(message.recv())
         if self._comm.size > 1:
             words = self._comm.bcast(words, root=0)
         self._heard += len(words)

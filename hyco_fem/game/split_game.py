@@ -25,10 +25,10 @@ from hyco_fem.game.baselines import NetworkOnly
 from hyco_fem.game.data import Data, Sensing
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.game.hyco import Hyco
-from hyco_fem.game.loop import _PLAYERS, Clock, Stopping
+from hyco_fem.game.loop import PLAYERS, Clock, Stopping
 from hyco_fem.game.losses import Weights
 from hyco_fem.game.prior import Prior
-from hyco_fem.game.rules import CrossValidation, Discrepancy, GradientBalance
+from hyco_fem.game.rules import Rule
 from hyco_fem.game.split import Split
 from hyco_fem.game.split_match import Match
 from hyco_fem.game.split_sides import PhysicalSide, Side, SyntheticSide, Turn
@@ -141,9 +141,10 @@ class SplitHyco:
     ) -> SplitResult:
         """Warm up if that was not done yet, and play rounds; a second call goes on from where the first ended.
 
-        Args, raises: As `Hyco.run`; after an error each side holds what it has found itself.  With a staleness s > 0 a
-        game that stops before its rounds are over plays up to 2 s + 1 rounds more, and each side calls the callbacks in
-        its own time.
+        Args, raises: As `Hyco.run`; after an error each side holds what it has found itself.  A callback is called on
+        both sides, with equal records; of the models only that of its own side is up to date.  With a staleness s > 0
+        each side calls it in its own time, so that it must not communicate with the other side; and a game that stops
+        before its rounds are over plays up to 2 s + 1 rounds more.
         """
         with agreed(self.comm):
             if rounds < 0 or int(rounds) != rounds:
@@ -178,7 +179,7 @@ class SplitHyco:
 
     def _final(self, match: Match, turn: Turn) -> Record:
         """The state at the end, with both gradients at the same (θ, φ); steps that led to nothing finite taken back."""
-        for _ in range(_PLAYERS + 1):
+        for _ in range(PLAYERS + 1):
             word, gradient = match.theirs[match.end], None
             with self._raised_on_all_ranks(), match.undone_on_error():
                 if turn.finite and word.finite:
@@ -247,7 +248,7 @@ def _check_arguments(
             "DofGhosts compare the models at every dof, and a field does not cross between the sides of a split game; "
             "use RandomGhosts or QuadratureGhosts"
         )
-    if isinstance(weights, (CrossValidation, Discrepancy, GradientBalance)):
+    if isinstance(weights, Rule):
         raise ValueError(
             f"a split game has no {type(weights).__name__}: choose the weights in a game with "
             "schedule='simultaneous', and pass hyco_fem.Weights"

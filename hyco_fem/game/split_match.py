@@ -19,7 +19,7 @@ import numpy as np
 
 from hyco_fem.bridge.ghosts import GhostPoints
 from hyco_fem.game.history import Callback, Record
-from hyco_fem.game.loop import _PATIENCE, Stopping, _warn_of_idle_parameters
+from hyco_fem.game.loop import PATIENCE, Stopping, warn_of_idle_parameters
 from hyco_fem.game.losses import local_interaction
 from hyco_fem.game.split import Post, Split, Word
 from hyco_fem.game.split_sides import Side, Turn, rows_of
@@ -206,16 +206,16 @@ class Match:
         if record is None:
             self.rolled_back += 1
             self._in_a_row += 1
-            if self._in_a_row >= _PATIENCE:
+            if self._in_a_row >= PATIENCE:
                 raise FloatingPointError(
-                    f"the objective was not finite after each of the last {_PATIENCE} steps, all taken back; use a "
+                    f"the objective was not finite after each of the last {PATIENCE} steps, all taken back; use a "
                     "smaller learning rate or another start"
                 )
             return
         self._in_a_row = 0
         if not self.history and self.split.is_physical:
             with self._kept_for_all():  # where warnings are errors, an error of this side alone
-                _warn_of_idle_parameters(self.game.physical, self.split.comm)
+                warn_of_idle_parameters(self.game.physical, self.split.comm)
         self.history.append(record)
         if not self.callbacks and self.stopping is None:
             return
