@@ -37,3 +37,15 @@ def test_a_pde_of_ones_own_is_checked(comm: MPI.Comm, capsys: pytest.CaptureFixt
     assert jacobian.matrix.shape == (len(names["points"]), 3)
     assert comm.allreduce(float(np.abs(jacobian.matrix).sum())) > 0
     assert names["physical"].coefficients["kappa"].amplitudes.grad is not None
+
+
+def test_best_responses_tell_how_far_they_can_be_trusted(
+    comm: MPI.Comm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(TOP)
+    names = run(BLOCKS[2].replace("starts=16", "starts=3").replace("rounds=5", "rounds=2"))
+    printed = capsys.readouterr().out
+    assert "the physics passes" in printed
+    assert "Nash equilibrium" in printed
+    assert "95% in [" in printed
+    assert names["result"].history[-1].misfit_physical < 2.0
