@@ -26,6 +26,7 @@ RNG = np.random.default_rng(7)
 SENSORS = RNG.uniform(0.05, 0.95, (20, 2))
 NAMES = ("kappa.amplitudes", "kappa.centres")
 TRUTH = {"kappa.amplitudes": [3.0], "kappa.centres": [[0.5, 0.55]]}
+START_AWAY = {"kappa.amplitudes": [2.0], "kappa.centres": [[0.45, 0.6]]}
 
 
 def model_at(comm: MPI.Comm, values: dict[str, Any] | None = None) -> hf.PhysicalModel:
