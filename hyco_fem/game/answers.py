@@ -162,6 +162,8 @@ class Steps:
         for group in self.optimiser.param_groups:
             if "lr" in group:
                 group["lr"] = group["lr"] / 2
+        if hasattr(self.scheduler, "base_lrs"):  # of which some schedules make the next rate
+            self.scheduler.base_lrs = [rate / 2 for rate in self.scheduler.base_lrs]
         return True
 
     def _remember(self) -> None:

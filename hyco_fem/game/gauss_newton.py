@@ -108,11 +108,13 @@ class Damped:
         before = flat(self.player.parameters)
         if self._before is None and objective.decay:
             decay = objective.decay
-            for factor in self.spec.anneal:
-                objective.decay = factor * decay
-                self._first = None
-                self._descend(objective)
-            objective.decay, self._first = decay, None
+            try:
+                for factor in self.spec.anneal:
+                    objective.decay = factor * decay
+                    self._first = None
+                    self._descend(objective)
+            finally:
+                objective.decay, self._first = decay, None
         look = self._descend(objective)
         if look.finite:
             self._before = before
@@ -132,10 +134,13 @@ class Damped:
         self.converged = False
         growth = 2.0
         for _ in range(self.spec.steps):
-            problem = reduced(comm, *objective.linearised())
+            r, J = objective.linearised()
+            problem = reduced(comm, r, J)
             self.jacobians += 1
             if look is None and not self._warned:
-                self._warn_if_few(problem, objective, x)
+                # Rows of sensors that are held out are zero.
+                count = int(sum_array(comm, np.array([np.count_nonzero((r != 0.0) | J.any(axis=1))]))[0])
+                self._warn_if_few(problem, count, objective, x)
             gradient = 2.0 * (problem.slope() + c * x)
             if look is None:
                 look = Look(value, float(np.linalg.norm(gradient)))
@@ -171,15 +176,15 @@ class Damped:
         assert look is not None
         return look
 
-    def _warn_if_few(self, problem: Reduced, objective: Any, x: np.ndarray) -> None:
+    def _warn_if_few(self, problem: Reduced, count: int, objective: Any, x: np.ndarray) -> None:
         """Warn where a PDE has more parameters than there are residuals, with the combinations that are not seen."""
-        if alike(objective, len(x)).any() or not isinstance(problem, Rows) or len(problem.r) >= len(x):
+        if alike(objective, len(x)).any() or not isinstance(problem, Rows) or count >= len(x):
             return
         self._warned = True
         names = entry_names([(name, tuple(p.shape)) for name, p in self.player.named.items()])
         found = identify(names, x, problem.J, problem.r)
         warnings.warn(
-            f"{len(problem.r)} residuals for {len(x)} parameters: they do not determine θ; "
+            f"{count} residuals for {len(x)} parameters: they do not determine θ; "
             + "; ".join(f"they do not see {text}" for text in found.unseen),
             stacklevel=4,
         )
@@ -237,11 +242,13 @@ def _leave(parameters: list[Any], gradient: np.ndarray) -> None:
         start += p.numel()
 
 
-def bound_arrays(named: Mapping[str, Any], given: Mapping[str, tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def bound_arrays(
+    named: Mapping[str, Any], given: Mapping[str, tuple[Any, Any]], *, start: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bounds of all entries, (p,) each.
 
     Raises:
-        ValueError: an unknown name, bounds that do not fit or are not ordered, a start outside them.
+        ValueError: an unknown name, bounds that do not fit or are not ordered, with `start` a start outside them.
     """
     given = {name.removeprefix("coefficients."): b for name, b in given.items()}
     named = {name.removeprefix("coefficients."): p for name, p in named.items()}
@@ -255,7 +262,9 @@ def bound_arrays(named: Mapping[str, Any], given: Mapping[str, tuple[Any, Any]])
             for b in given.get(name, (-np.inf, np.inf))
         )
         value = p.detach().cpu().numpy().ravel()
-        if not (np.all(low < high) and np.all(value >= low) and np.all(value <= high)):
+        if not np.all(low < high):
+            raise ValueError(f"the bounds of '{name}' must be in order, lower below upper, not {low} and {high}")
+        if start and not (np.all(value >= low) and np.all(value <= high)):
             raise ValueError(f"the start of '{name}', {value}, does not lie within its bounds {low} and {high}")
         lower.append(low)
         upper.append(high)
@@ -354,3 +363,9 @@ class Normal:
 
 
 Reduced = Rows | Normal
+
+
+def root(G: np.ndarray) -> np.ndarray:
+    """A matrix R with RᵀR = G, which may be singular."""
+    values, Q = np.linalg.eigh(G)
+    return np.sqrt(np.maximum(values, 0.0))[:, None] * Q.T

@@ -98,8 +98,10 @@ class Hyco:
                 raise ValueError(f"warm_up must not be negative, it is {warm_up}")
             if warm_up and self.sensing.synthetic is None:
                 raise ValueError("there is no warm-up for a network that sees no data")
-            if isinstance(self.weights, Weights):
-                self._check_weights(self.weights, schedule)
+            # Those of a rule must make a game as well; GradientBalance makes its own.
+            given = [self.weights] if isinstance(self.weights, Weights) else getattr(self.weights, "candidates", [])
+            for w in given:
+                self._check_weights(w, schedule)
         check_replicated(((f"synthetic.{n}", p) for n, p in synthetic.named_parameters()), self.comm)
         self.physical, self.synthetic, self.data = physical, synthetic, data
         self.model = physical
@@ -371,7 +373,7 @@ class Hyco:
         if self.prior is not None:
             rows = self.prior.rows(flat(self.players[0].parameters))
             data = self.sensing.physical
-            surprise = float(rows @ rows) / (1 if data is None else data.n_values)
+            surprise = float(rows @ rows) / (1 if data is None else data.n_found)
         return decay, surprise
 
     def _record(

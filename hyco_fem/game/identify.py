@@ -2,7 +2,7 @@
 
 With r_i = (u(x_i; θ) − y_i)/σ_i and J = ∂r/∂θ at the estimate, the posterior of θ under Gaussian noise and a flat prior
 is near a Gaussian with covariance (JᵀJ)⁻¹ (Laplace approximation).  Where σ is not known it is estimated from the
-residuals, σ̂² = |r|²/(n − p).
+residuals, σ̂² = |r|²/(n − p); with no more residuals than parameters they say nothing of it, nor of the errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Identifiability:
     singular_values: of J with its columns scaled by |θ|, falling, (p,): the inverse is the relative standard error of
         the combination in the same row of `directions`, (p, p).
     unseen: combinations with a relative standard error above one, in words.
-    residuals: n.  noise_std: 1 where σ was given, else its estimate.
+    residuals: n.  noise_std: 1 where σ was given, else its estimate, infinite for n ≤ p.
     """
 
     names: list[str]
@@ -74,12 +74,15 @@ def identify(
     n, p = len(r) if n is None else n, len(theta)
     noise = 1.0
     if not known_noise:
-        noise = float(np.sqrt(r @ r / max(1, n - p))) or np.finfo(float).tiny
+        noise = float(np.sqrt(r @ r / (n - p))) if n > p else np.inf
     # A parameter that happens to be zero still has a size: that of its step, or that of the others.
     size = np.maximum(np.abs(theta), 1e-3 * np.abs(theta).max(initial=0.0))
     size[size == 0.0] = 1.0
-    _, s, Vt = np.linalg.svd(np.pad(J * size / noise, ((0, max(0, p - len(J))), (0, 0))), full_matrices=False)
+    _, s, Vt = np.linalg.svd(np.pad(J * size, ((0, max(0, p - len(J))), (0, 0))), full_matrices=False)
     errors = size * standard_errors(s, Vt)
+    # Without any residual there are no errors, but where the data say nothing.
+    errors = np.where(np.isinf(errors), np.inf, errors * noise)
+    s = s / max(noise, 1e-150)
     known = known_noise or n <= p
     quantile = stats.norm.ppf(0.5 + confidence / 2) if known else stats.t.ppf(0.5 + confidence / 2, n - p)
     unseen = [_combination(names, v) for value, v in zip(s, Vt, strict=True) if value < 1.0]

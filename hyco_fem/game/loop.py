@@ -33,7 +33,8 @@ class Stopping:
 
     gradient: each player's gradient norm is below this fraction of what it was in the first round.
     stagnation: over the last `window` rounds no loss (L_phy, L_syn, I) has moved by more than this fraction.
-    discrepancy: every misfit is at most this; with known noise about 1 is all that the data can tell (Morozov).
+    discrepancy: every misfit is at most this; with known noise about 1 (for vector data the number of
+        components) is all that the data can tell (Morozov).
 
     Raises:
         ValueError: a criterion is not positive.

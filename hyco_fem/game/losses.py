@@ -1,6 +1,6 @@
 """What the two players minimise (Liverani, Steynberg, Zuazua, arXiv 2509.14123).
 
-J_phy(θ; φ) = a₁ L_phy(θ) + b₁ I(θ, φ)  [+ c₁ |(θ − mean)/std|² / n, where there is a prior]
+J_phy(θ; φ) = a₁ L_phy(θ) + b₁ I(θ, φ)  [+ c₁ |(θ − mean)/std|² / n, where there is a prior; n sensors]
 J_syn(φ; θ) = a₂ L_syn(φ) + b₂ I(θ, φ) + c |φ|²
 L_m = mean_i |u_m(x_i) − y_i|² / σ_i²,   I = Σ_g ω_g |u_phy(g) − u_syn(g)|²,  Σ ω_g = 1
 P   = (a₁/b₁) L_phy + (a₂/b₂) L_syn + (c/b₂) |φ|² + I      the potential of the game

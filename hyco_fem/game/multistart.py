@@ -18,7 +18,7 @@ import torch
 from scipy.stats import qmc
 
 from hyco_fem.game.answers import refuse_fields
-from hyco_fem.game.gauss_newton import GaussNewton
+from hyco_fem.game.gauss_newton import GaussNewton, bound_arrays
 from hyco_fem.game.groups import shared_out
 from hyco_fem.game.player import Answer, Look, Method, Player, flat, put_flat
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
@@ -107,12 +107,30 @@ class Search:
         """Search at first, answer afterwards."""
         if self.found:
             return self.inner.improve(objective)
-        parameters, comm = self.player.parameters, self.player.comm
-        self._before = flat(parameters)
-        value = _value(objective, comm)
-        if not math.isfinite(value):
+        parameters = self.player.parameters
+        if self.spec.levels and not hasattr(objective, "portable"):
+            raise TypeError(
+                f"the objective of the {self.player.name} player cannot be taken to the levels of a MultiStart; leave "
+                "out levels"
+            )
+        look = self.player.look(objective())
+        if not look.finite:
             self.player.take_back()
-            return Look(value, math.nan)
+            return look
+        self._before = flat(parameters)
+        best = self._before
+        try:
+            best = self._best(objective, look.objective)
+        except BaseException:
+            self.found = []
+            raise
+        finally:
+            put_flat(parameters, best)
+        return look
+
+    def _best(self, objective: Any, value: float) -> np.ndarray:
+        """The best end of all starts, or the present values where they are better than that."""
+        assert self._before is not None
         candidates = [Found(k, math.inf, theta) for k, theta in enumerate(self._starts())]
         search = self.spec.search or self.spec.answer
         if self.spec.levels:
@@ -124,10 +142,7 @@ class Search:
             candidates = self._sorted(tried)[: self.spec.kept[0]]
         last = self._sorted([self._tried(objective, c, self.spec.answer) for c in candidates])
         # The present values may be better than all that was found on coarser meshes.
-        best = self._before if not last or last[0].value >= value else last[0].theta
-        put_flat(parameters, best)
-        look = self.player.look(objective())
-        return Look(value, look.gradient_norm)
+        return self._before if not last or last[0].value >= value else last[0].theta
 
     def undo(self) -> bool:
         """Undo the last answer; where that was the search, go back to where it began."""
@@ -187,9 +202,11 @@ class Search:
             objective = portable.on(model)
             player = Player(self.player.name, objective.parameters, search, comm)
             with agreed(comm):
-                shapes = {n: tuple(p.shape) for n, p in self.player.named.items()}
-                if {n: tuple(p.shape) for n, p in player.named.items()} != shapes:
-                    raise ValueError(f"a level of MultiStart must have the parameters {shapes}")
+                own, theirs = ([(n, tuple(p.shape)) for n, p in q.named.items()] for q in (self.player, player))
+                if own != theirs:
+                    raise ValueError(
+                        f"a level of MultiStart must have the parameters {own}, in this order, not {theirs}"
+                    )
             return model, objective, player
 
         def work(made: tuple[PhysicalModel, Any, Player], candidate: Found) -> Found:
@@ -223,7 +240,11 @@ def _value(objective: Any, comm: MPI.Comm) -> float:
 
 def _tried(objective: Any, player: Player, candidate: Found, answer: Answer) -> Found:
     """Answer from a candidate; J infinite where the PDE cannot be solved there."""
-    put_flat(player.parameters, candidate.theta)
+    theta = candidate.theta
+    bounds = getattr(answer, "bounds", None)
+    if bounds:  # the search before may have been free to leave them
+        theta = np.clip(theta, *bound_arrays(player.named, bounds, start=False))
+    put_flat(player.parameters, theta)
     try:
         answer.method(player).improve(objective)
         value, theta = _value(objective, player.comm), flat(player.parameters)

@@ -75,7 +75,7 @@ class PhysicalObjective:
     Args:
         physical: The model.  data: what it sees of the data, or None.  a, b: weights.
         opponent: The network's answer, or None: then b has no say.
-        prior, c: what is known of θ, and its weight; n is the number of values at the sensors that count.
+        prior, c: what is known of θ, and its weight; n is the number of sensors that count.
         at_hand: Values at the sensors and at the ghost points of a solve just made at this θ, with their graph: the
             first evaluation uses them.
     """
@@ -97,7 +97,7 @@ class PhysicalObjective:
         self.physical, self.data, self.a, self.b = physical, data if a > 0 else None, a, b
         self.opponent = opponent if b > 0 else None
         self.comm = physical.comm
-        n = 1 if data is None else data.n_values
+        n = 1 if data is None else data.n_found  # L is a mean over sensors, their components added up
         self.prior: BoundPrior | None = prior if c > 0 else None
         self.c = c / n
         self.parameters = {
@@ -217,7 +217,7 @@ class PortableObjective:
             points = Points(mesh, x, missing="mark")
             points.weights = torch.from_numpy(weights[points.index].copy())
             opponent = Opponent(points, torch.from_numpy(values[points.index].copy()))
-        n = 1 if data is None else data.n_values
+        n = 1 if data is None else data.n_found
         return PhysicalObjective(physical, data, self.a, self.b, opponent, prior=self.prior, c=self.c * n)
 
 
@@ -337,7 +337,7 @@ def network_jacobian(network: nn.Module, x: Tensor) -> tuple[Tensor, np.ndarray]
 
 
 class JointObjective:
-    """a₁ L_phy(θ) + a₂ L_syn(φ) + I(θ, φ) + c |φ|² in (θ, φ) together: the potential P, with `Weights.joint()`.
+    """a₁ L_phy(θ) + a₂ L_syn(φ) + I(θ, φ) + c |φ|², and the prior of θ, in (θ, φ) together: the potential P, with `Weights.joint()`.
 
     Args:
         physical, synthetic: Objectives with b = 1 whose opponents say zero at the same ghost points: their rows there
@@ -362,6 +362,8 @@ class JointObjective:
             total = local_interaction(at_ghosts, values[n:], syn.opponent.ghosts)
             if phy.data is not None:
                 total = total + phy.a * phy.data.local_misfit(at_sensors)
+            if phy.prior is not None:
+                total = total + phy.c / self.comm.size * phy.prior.square(list(phy.parameters.values()))
             if syn.data is not None:
                 total = total + syn.a * syn.data.local_misfit(values[:n])
         if self.decay > 0:

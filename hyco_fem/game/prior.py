@@ -15,7 +15,7 @@ from hyco_fem.parallel import is_distributed
 
 @dataclass(frozen=True)
 class Prior:
-    """θ ~ N(mean, std²), entry by entry: J_phy gets Σ ((θ − mean)/std)² / n, n the number of the player's residuals.
+    """θ ~ N(mean, std²), entry by entry: J_phy gets Σ ((θ − mean)/std)² / n, n the number of the player's sensors.
 
     With a₁ = 1 and known noise the minimum is then the maximum a posteriori estimate.
 
@@ -74,5 +74,7 @@ class BoundPrior:
 
     def square(self, parameters: list[Tensor]) -> Tensor:
         """|(θ − mean)/std|², differentiable."""
+        if not parameters:
+            return torch.zeros((), dtype=torch.float64)
         theta = torch.cat([p.reshape(-1) for p in parameters])
         return ((theta - torch.from_numpy(self.mean)) * torch.from_numpy(self.precision)).square().sum()

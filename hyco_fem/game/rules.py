@@ -11,17 +11,18 @@ from mpi4py import MPI
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import nn
 
 from hyco_fem.game.answers import Answers
 from hyco_fem.game.baselines import NetworkOnly, PhysicsOnly
 from hyco_fem.game.data import Data, Sensing
-from hyco_fem.game.gauss_newton import Rows, reduced
+from hyco_fem.game.gauss_newton import Rows, reduced, root
 from hyco_fem.game.groups import shared_out
 from hyco_fem.game.losses import Weights, network_values
 from hyco_fem.game.player import Answer, flat, put_flat
 from hyco_fem.models.physical import CoefficientError
-from hyco_fem.parallel import agreed, sum_array
+from hyco_fem.parallel import agreed, any_rank, is_distributed, sum_array
 from hyco_fem.pde.linear import SolveError
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def _ratio(b: float, a: float) -> float:
 class CrossValidation:
     """Weights with the smallest error at held-out sensors, over k folds (Stone 1974).
 
-    For each fold the game is played without its sensors, from the models' present state, once for each candidate, each
+    The folds are of the sensors of the model that is judged.  For each the game is played without its sensors, and
+    without those of the other player at the same places, from the models' present state, once for each candidate, each
     going on from where the one before ended: put neighbours next to each other.  Afterwards the models are as before.
 
     Args:
@@ -80,8 +82,8 @@ class CrossValidation:
         model: Whose error at the held-out sensors counts, "synthetic" or "physical".
         warm: Whether a candidate goes on from where the one before it ended, or from the present state.
         seed: Of the folds, which do not depend on the partition.
-        build: Builds the game on a communicator; then the ranks form groups, and share the folds.  The models must
-            come out in the state that the game is in.
+        build: Builds the game on a communicator; then the ranks form groups, and share the folds.  The models take
+            the state that the game is in; where one has a field, they must come out in it.
         ranks_each: Ranks that one game needs, with `build`.
 
     Raises:
@@ -107,15 +109,28 @@ class CrossValidation:
 
     def choose(self, game: Hyco) -> Choice:
         """Play the games.  Collective."""
-        for data in (game.sensing.physical, game.sensing.synthetic):
-            if data is not None:
-                self.check(data)
+        self.check(self._judge(game))
         folds = list(range(self.folds))
         if self.build is None:
             rows = [self.errors(game, k) for k in folds]
         else:
-            rows = shared_out(game.comm, folds, self.build, self.errors, ranks_each=self.ranks_each)
+            rows = shared_out(game.comm, folds, self._builder(game), self.errors, ranks_each=self.ranks_each)
         return self.best(rows)
+
+    def _builder(self, game: Hyco) -> Callable[[MPI.Comm], Hyco]:
+        """`build`, and the state that the game is in."""
+        assert self.build is not None
+        build, state = self.build, _state(game)
+        models = (game.physical, game.synthetic)
+        fields = any_rank(game.comm, any(is_distributed(p) for m in models for p in m.parameters()))
+
+        def made(comm: MPI.Comm) -> Hyco:
+            twin = build(comm)
+            if not fields:
+                _restore(twin, state)
+            return twin
+
+        return made
 
     def check(self, data: Data) -> None:
         """Raise ValueError, on all ranks, where there are more folds than sensors."""
@@ -140,20 +155,30 @@ class CrossValidation:
 
     def errors(self, game: Hyco, fold: int) -> list[float]:
         """Mean square error at the sensors of a fold, for each candidate.  Collective on the game's ranks."""
-        kept, held = zip(
-            *(self.parted(data, fold) for data in (game.sensing.physical, game.sensing.synthetic)), strict=True
-        )
-        judge = held[self.model == "synthetic"] or held[self.model != "synthetic"]
+        data = self._judge(game)
+        rest, held = self.parted(data, fold)
+
+        def kept(own: Data | None) -> Data | None:
+            return rest if own is data else None if own is None else without(own, held)
+
+        sensing = Sensing(kept(game.sensing.physical), kept(game.sensing.synthetic))
         before = _state(game)
         errors = []
-        for weights in self.candidates:
-            if not self.warm:
-                _restore(game, before)
-            errors.append(self._error(game, weights, Sensing(*kept), judge))
-            if not math.isfinite(errors[-1]):
-                _restore(game, before)
-        _restore(game, before)
+        try:
+            for weights in self.candidates:
+                if not self.warm:
+                    _restore(game, before)
+                errors.append(self._error(game, weights, sensing, held))
+                if not math.isfinite(errors[-1]):
+                    _restore(game, before)
+        finally:
+            _restore(game, before)
         return errors
+
+    def _judge(self, game: Hyco) -> Data:
+        """The data of the model that is judged; the other's where it has none."""
+        data = game.sensing.synthetic if self.model == "synthetic" else game.sensing.physical
+        return data or game.sensing.physical or game.sensing.synthetic  # type: ignore[return-value]
 
     def _error(self, game: Hyco, weights: Weights, sensing: Sensing, judge: Data) -> float:
         trial = game.trial(weights, self.answers or game.answers, sensing)
@@ -169,10 +194,8 @@ class CrossValidation:
         total = float(sum_array(game.comm, np.atleast_1d(float(judge.local_misfit(values))))[0])
         return total if math.isfinite(total) else math.inf
 
-    def parted(self, data: Data | None, fold: int) -> tuple[Data | None, Data | None]:
+    def parted(self, data: Data, fold: int) -> tuple[Data, Data]:
         """The sensors without a fold, and those of the fold."""
-        if data is None:
-            return None, None
         rows = np.flatnonzero(data.rows)
         order = np.random.default_rng(self.seed).permutation(len(rows))
         held = np.zeros(data.n, dtype=bool)
@@ -180,15 +203,34 @@ class CrossValidation:
         return data.only(~held), data.only(held)
 
 
+def without(data: Data, held: Data) -> Data:
+    """The sensors that are not where a held-out one is: noise aside, those would tell its value.  Collective.
+
+    Raises ValueError where none is left.
+    """
+    x, there = (d.points.gather(d.points.x)[d.rows] for d in (data, held))
+    reach = 1e-9 * float(np.ptp(np.concatenate([x, there]), axis=0).max()) + np.finfo(float).tiny
+    rows = np.zeros(data.n, dtype=bool)
+    rows[data.rows] = np.isinf(cKDTree(there).query(x, distance_upper_bound=reach)[0])
+    with agreed(data.points.comm):
+        if not rows.any():
+            raise ValueError(
+                "all sensors of a player are at the places of one fold: it would see no data; use more folds"
+            )
+    return data.only(rows)
+
+
 @dataclass(frozen=True)
 class Discrepancy:
-    """The first of the candidates with which the network fits its data no better than the noise: L_syn ≥ level.
+    """The candidate with which the network fits its data as well as the noise allows: L_syn ≈ level.
 
     (Morozov 1966.)  Put them in the order of growing interaction b₂/a₂: the network leaves the data for the physics
-    more and more, until the misfit is that of the noise.  Where it never gets there, the last candidate.
+    more and more, until the misfit is that of the noise.  Of the candidates before and after that the nearer one; where
+    the misfit never gets there, the nearer one of the last two.  A candidate with which the game fails is left out.
 
     Args:
-        candidates: In order.  level: 1 where σ is known.  rounds, answers: of the games.
+        candidates: In order.  level: of the mean over sensors and components; 1 where σ is known.
+        rounds, answers: Of the games.
     """
 
     candidates: Sequence[Weights]
@@ -207,24 +249,27 @@ class Discrepancy:
         with agreed(game.comm):
             if data is None or not data.known_noise:
                 raise ValueError("the discrepancy principle needs data for the network with a known noise_std")
+        level = self.level * (data.n_values / data.n_found)  # L adds components up
         before = _state(game)
-        scores = []
-        for weights in self.candidates:
-            trial = game.trial(weights, self.answers or game.answers, game.sensing)
-            try:
-                scores.append(trial.run(self.rounds).history[-1].misfit_synthetic)
-            except (CoefficientError, SolveError, FloatingPointError):
-                scores.append(math.inf)
-                _restore(game, before)
-            if scores[-1] >= self.level:
-                break
-        _restore(game, before)
+        scores: list[float] = []
+        try:
+            for weights in self.candidates:
+                trial = game.trial(weights, self.answers or game.answers, game.sensing)
+                try:
+                    scores.append(trial.run(self.rounds).history[-1].misfit_synthetic)
+                except (CoefficientError, SolveError, FloatingPointError):
+                    scores.append(math.inf)
+                    _restore(game, before)
+                if level <= scores[-1] < math.inf:
+                    break
+        finally:
+            _restore(game, before)
         tried = list(self.candidates[: len(scores)])
         finite = [k for k, s in enumerate(scores) if math.isfinite(s)]
         if not finite:
             raise ValueError("the discrepancy principle: the game failed with every candidate")
         # Of the two around the level the nearer one.
-        best = min(finite[-2:], key=lambda k: abs(math.log(max(scores[k], 1e-300) / self.level)))
+        best = min(finite[-2:], key=lambda k: abs(math.log(max(scores[k], 1e-300) / level)))
         return Choice(tried[best], tried, np.array(scores), np.zeros(len(tried)), "discrepancy")
 
 
@@ -232,7 +277,7 @@ class Discrepancy:
 class ModelDiscrepancy:
     """b₁/a₁ = b₂/a₂ = 1/(c τ)²: the physics is trusted as far as it has been seen to be right.
 
-    τ² is the variance of the physics' own error (Kennedy, O'Hagan 2001): the mean square of the residuals that the
+    τ² is the variance of the physics' own error, of each component (Kennedy, O'Hagan 2001): the mean square of the residuals that the
     physical model alone, fitted to its data, leaves at sensors that are left out, less that of the noise.  Leaving out
     costs nothing: (u(x_i) − y_i)/(1 − h_i), with h the diagonal of the hat matrix of the Jacobian.  Where a χ² test
     finds nothing wrong with the physics, the network follows it closely: c τ = trusted · σ.
@@ -265,36 +310,29 @@ class ModelDiscrepancy:
         r, J = alone.objective().linearised()
         problem = reduced(game.comm, r, J)
         # Leverages of this rank's rows; those of a prior, first on rank 0, are no sensors.
-        _, s, Vt = np.linalg.svd(problem.J if isinstance(problem, Rows) else _root(problem.G), full_matrices=False)
-        own = len(r) - len(data.points) * (data.n_values // max(1, data.n_found))
+        _, s, Vt = np.linalg.svd(problem.J if isinstance(problem, Rows) else root(problem.G), full_matrices=False)
+        components = data.n_values // data.n_found
+        own = len(r) - len(data.points) * components
         kept = s > 1e-10 * s.max(initial=0.0)
         leverage = np.square((J[own:] @ Vt[kept].T) / s[kept]).sum(axis=1)
         out = r[own:] / np.maximum(1.0 - leverage, 1e-3)
-        n, p = data.n_values, int(kept.sum())
-        # In units of σ²: L and its rows are.
-        left_out, chi2 = sum_array(game.comm, np.array([out @ out, n * (r[own:] @ r[own:])]))
+        # In units of σ²: L, a mean over sensors, and its rows are.
+        sums = np.array([out @ out, data.n_found * (r[own:] @ r[own:]), leverage.sum()])
+        left_out, chi2, p = sum_array(game.comm, sums)
         variance = float(np.exp(2.0 * sum_array(game.comm, _log_noise(data))[0] / data.n_found))
-        freedom = max(1, n - p)
+        freedom = max(1.0, data.n_values - float(p))  # less than all of θ where a prior has a say
         right = bool(chi2 <= freedom + self.level * math.sqrt(2.0 * freedom))
         floor = self.trusted**2
-        tau2 = variance * (floor if right else max(floor, self.factor**2 * (float(left_out) - 1.0)))
+        tau2 = variance * (floor if right else max(floor, self.factor**2 * (float(left_out) / components - 1.0)))
         w = replace(self.base, b1=self.base.a1 / tau2, b2=self.base.a2 / tau2)
         verdict = "passes" if right else "does not pass"
-        told = (
-            f"model discrepancy: c τ = {math.sqrt(tau2):.3g}; the physics {verdict} (χ² {chi2:.3g}, {freedom} degrees)"
-        )
+        told = f"model discrepancy: c τ = {math.sqrt(tau2):.3g}; the physics {verdict} (χ² {chi2:.3g}, {freedom:.4g} degrees)"
         return Choice(w, [w], np.array([float(left_out)]), np.zeros(1), told)
 
 
 def _log_noise(data: Data) -> np.ndarray:
     """Σ log σ of the sensors owned here that count."""
     return np.atleast_1d(np.log(data.noise_std.numpy()[data.rows[data.points.index]]).sum())
-
-
-def _root(G: np.ndarray) -> np.ndarray:
-    """A matrix R with RᵀR = G."""
-    values, Q = np.linalg.eigh(G)
-    return np.sqrt(np.maximum(values, 0.0))[:, None] * Q.T
 
 
 def choose_decay(
@@ -318,19 +356,19 @@ def choose_decay(
     rule.check(data)
     before = flat(synthetic.parameters())
     table = []
-    for k in range(folds):
-        kept, held = rule.parted(data, k)
-        assert kept is not None
-        assert held is not None
+    try:
+        for k in range(folds):
+            kept, held = rule.parted(data, k)
+            put_flat(synthetic.parameters(), before)
+            row = []
+            for decay in decays:
+                NetworkOnly(synthetic, kept, answer, decay=decay).run(1)
+                with torch.no_grad():
+                    values = network_values(synthetic, held.points.x)
+                row.append(float(sum_array(data.points.comm, np.atleast_1d(float(held.local_misfit(values))))[0]))
+            table.append(row)
+    finally:
         put_flat(synthetic.parameters(), before)
-        row = []
-        for decay in decays:
-            NetworkOnly(synthetic, kept, answer, decay=decay).run(1)
-            with torch.no_grad():
-                values = network_values(synthetic, held.points.x)
-            row.append(float(sum_array(data.points.comm, np.atleast_1d(float(held.local_misfit(values))))[0]))
-        table.append(row)
-    put_flat(synthetic.parameters(), before)
     return rule.best(table)
 
 

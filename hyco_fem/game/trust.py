@@ -11,7 +11,7 @@ from mpi4py import MPI
 import numpy as np
 
 from hyco_fem.game.baselines import PhysicsOnly
-from hyco_fem.game.gauss_newton import GaussNewton, Rows, reduced
+from hyco_fem.game.gauss_newton import GaussNewton, Rows, reduced, root
 from hyco_fem.game.history import write_summary
 from hyco_fem.game.hyco import Hyco
 from hyco_fem.game.identify import Identifiability, entry_names, identify
@@ -28,7 +28,7 @@ class TrustReport:
         as found by Gauss–Newton steps from here: an ε-Nash equilibrium has both below ε.  NaN for a player that is not
         there.
     nash: whether both are below `tolerance`.
-    from_data: identifiability of θ from the physical player's own data; None where it has none.
+    from_data: identifiability of θ from the physical player's own data, without a prior; None where it has none.
     with_network: the same with the network's values at the ghost points taken as data (weights b₁/a₁); None where the
         network has no say, or the data none.
     """
@@ -83,12 +83,13 @@ def trust_report(
         if not (tolerance > 0 and 0 < confidence < 1):
             raise ValueError(f"tolerance must be positive and confidence within (0, 1), not {tolerance}, {confidence}")
         for name, p in game.physical.named_parameters():
-            if is_distributed(p):
+            if p.requires_grad and is_distributed(p):
                 raise ValueError(f"'{name}' is a field; a trust report is for parameters by number")
     if isinstance(game, PhysicsOnly):
         objective = game.objective()
         gain = _gain(game.player, objective, steps)
-        return TrustReport(gain, np.nan, tolerance, _identified(objective, game.data.known_noise, confidence), None)
+        own = PhysicalObjective(game.physical, game.data, 1.0)
+        return TrustReport(gain, np.nan, tolerance, _identified(own, game.data.known_noise, confidence), None)
     scene = game.scene(game.next_round)
     synthetic = game.synthetic_objective(scene)
     synthetic()
@@ -112,7 +113,8 @@ def _gain(player: Player, objective: PhysicalObjective | SyntheticObjective, ste
     if not player.parameters:
         return 0.0
     before = flat(player.parameters)
-    bounds = getattr(player.answer, "bounds", None)
+    # A MultiStart has the answer whose bounds hold.
+    bounds = getattr(getattr(player.answer, "answer", player.answer), "bounds", None)
     own = Player(player.name, player.named, GaussNewton(steps, bounds=bounds), player.comm)
     try:
         first = own.answer_to(objective).objective
@@ -139,8 +141,7 @@ def _identified(
     if isinstance(problem, Rows):
         J, r = problem.J, problem.r
     else:
-        factor = np.linalg.cholesky(problem.G + np.finfo(float).eps * np.diag(np.diag(problem.G))).T
-        J, r = factor, np.full(1, np.sqrt(problem.square))
+        J, r = root(problem.G), np.full(1, np.sqrt(problem.square))
     theta = flat(objective.parameters.values())
     names = entry_names([(name, tuple(p.shape)) for name, p in objective.parameters.items()])
     return identify(names, theta, J, r, n=min(rows, n * components), known_noise=known_noise, confidence=confidence)
