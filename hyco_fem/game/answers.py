@@ -136,7 +136,7 @@ class Steps:
         self, player: Player, optimiser: torch.optim.Optimizer, steps: int, schedule: Scheduler | None = None
     ) -> None:
         self.player, self.optimiser, self.steps = player, optimiser, steps
-        self.scheduler = None if schedule is None else schedule(optimiser)
+        self.scheduler: Any = None if schedule is None else schedule(optimiser)
         self._memory: _Memory | None = None
 
     def improve(self, objective: Summand) -> Look:
@@ -217,7 +217,7 @@ class LineSearches:
             for group in self.optimiser.param_groups:
                 group["lr"] = group["lr"] / 2
         else:
-            # A line search that fails may end higher than it began.
+            # A direction that is not finite leads nowhere.
             worse = any_rank(self.player.comm, not all(bool(torch.isfinite(p).all()) for p in parameters))
             if worse:
                 torch._foreach_copy_([p.detach() for p in parameters], best)

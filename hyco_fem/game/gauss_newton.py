@@ -23,7 +23,7 @@ import scipy.linalg as sl
 import torch
 
 from hyco_fem.game.identify import entry_names, identify
-from hyco_fem.game.player import Look, Method, Player, flat, put_flat
+from hyco_fem.game.player import Look, Method, Player, flat, of_shape, put_flat
 from hyco_fem.models.physical import CoefficientError
 from hyco_fem.parallel import is_distributed, sum_array
 from hyco_fem.pde.linear import SolveError
@@ -257,10 +257,7 @@ def bound_arrays(
         raise ValueError(f"bounds name {unknown}, the parameters are {sorted(named)}")
     lower, upper = [np.empty(0)], [np.empty(0)]
     for name, p in named.items():
-        low, high = (
-            np.broadcast_to(np.asarray(b, dtype=np.float64), tuple(p.shape)).ravel()
-            for b in given.get(name, (-np.inf, np.inf))
-        )
+        low, high = (of_shape(b, tuple(p.shape), f"a bound of '{name}'") for b in given.get(name, (-np.inf, np.inf)))
         value = p.detach().cpu().numpy().ravel()
         if not np.all(low < high):
             raise ValueError(f"the bounds of '{name}' must be in order, lower below upper, not {low} and {high}")

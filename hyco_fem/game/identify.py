@@ -81,7 +81,7 @@ def identify(
     _, s, Vt = np.linalg.svd(np.pad(J * size, ((0, max(0, p - len(J))), (0, 0))), full_matrices=False)
     errors = size * standard_errors(s, Vt)
     # Without any residual there are no errors, but where the data say nothing.
-    errors = np.where(np.isinf(errors), np.inf, errors * noise)
+    errors[np.isfinite(errors)] *= noise
     s = s / max(noise, 1e-150)
     known = known_noise or n <= p
     quantile = stats.norm.ppf(0.5 + confidence / 2) if known else stats.t.ppf(0.5 + confidence / 2, n - p)

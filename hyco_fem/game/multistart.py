@@ -20,7 +20,7 @@ from scipy.stats import qmc
 from hyco_fem.game.answers import refuse_fields
 from hyco_fem.game.gauss_newton import GaussNewton, bound_arrays
 from hyco_fem.game.groups import shared_out
-from hyco_fem.game.player import Answer, Look, Method, Player, flat, put_flat
+from hyco_fem.game.player import Answer, Look, Method, Player, flat, of_shape, put_flat
 from hyco_fem.models.physical import CoefficientError, PhysicalModel
 from hyco_fem.parallel import agreed, sum_array
 from hyco_fem.pde.linear import SolveError
@@ -183,8 +183,11 @@ class Search:
         box = {name.removeprefix("coefficients."): corners for name, corners in draw.items()}
         shapes = {name: tuple(named[name].shape) if name in named else np.shape(box[name][0]) for name in box}
         low, high = (
-            np.concatenate([np.broadcast_to(box[name][k], shapes[name]).ravel() for name in box]) for k in (0, 1)
+            np.concatenate([np.empty(0), *(of_shape(box[n][k], shapes[n], f"the box of '{n}'") for n in box)])
+            for k in (0, 1)
         )
+        if len(low) == 0 or not np.all(low < high):
+            raise ValueError(f"MultiStart draws from a box, lower corners below upper ones, not from {dict(draw)}")
         sobol = qmc.Sobol(len(low), rng=self.spec.seed)
         # Sobol points are balanced in powers of two.
         points = qmc.scale(sobol.random_base2(max(0, math.ceil(math.log2(max(1, n)))))[:n], low, high)

@@ -337,7 +337,8 @@ def network_jacobian(network: nn.Module, x: Tensor) -> tuple[Tensor, np.ndarray]
 
 
 class JointObjective:
-    """a₁ L_phy(θ) + a₂ L_syn(φ) + I(θ, φ) + c |φ|², and the prior of θ, in (θ, φ) together: the potential P, with `Weights.joint()`.
+    """a₁ L_phy(θ) + a₂ L_syn(φ) + I(θ, φ) + c |φ|² and the prior, in (θ, φ) together: the potential P, with
+    `Weights.joint()`.
 
     Args:
         physical, synthetic: Objectives with b = 1 whose opponents say zero at the same ghost points: their rows there

@@ -136,6 +136,18 @@ class Player:
         return self.method is not None and self.method.undo()
 
 
+def of_shape(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A number or an array as an array of a shape, one after the other in C order.
+
+    Raises ValueError where it does not fit.
+    """
+    array = np.asarray(value, dtype=np.float64)
+    try:
+        return np.broadcast_to(array, shape).ravel()
+    except ValueError:
+        raise ValueError(f"{what} must be a number or have shape {shape}, not {array.shape}") from None
+
+
 # -- parameters as one vector ----------------------------------------------------------------------------------
 
 

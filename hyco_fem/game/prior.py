@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hyco_fem.game.player import of_shape
 from hyco_fem.parallel import is_distributed
 
 
@@ -48,10 +49,12 @@ class Prior:
                     f"a Prior is for parameters by number, and '{name}' is a field; see hyco_fem.fit_field"
                 )
             shape = tuple(p.shape)
-            s = np.broadcast_to(np.asarray(stds.get(name, np.inf), dtype=np.float64), shape).ravel()
+            s = of_shape(stds.get(name, np.inf), shape, f"the std of '{name}'")
             if not np.all(s > 0):
                 raise ValueError(f"the prior of '{name}' must have a positive std, not {stds[name]}")
-            m = np.broadcast_to(np.asarray(means.get(name, p.detach().numpy()), dtype=np.float64), shape).ravel()
+            m = of_shape(means.get(name, p.detach().numpy()), shape, f"the mean of '{name}'")
+            if not np.all(np.isfinite(m)):
+                raise ValueError(f"the mean of '{name}' must be finite, not {m}")
             mean.append(m.copy())
             precision.append(np.asarray(1.0 / s, dtype=np.float64))
         return BoundPrior(np.concatenate(mean), np.concatenate(precision))

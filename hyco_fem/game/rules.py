@@ -277,10 +277,10 @@ class Discrepancy:
 class ModelDiscrepancy:
     """b₁/a₁ = b₂/a₂ = 1/(c τ)²: the physics is trusted as far as it has been seen to be right.
 
-    τ² is the variance of the physics' own error, of each component (Kennedy, O'Hagan 2001): the mean square of the residuals that the
-    physical model alone, fitted to its data, leaves at sensors that are left out, less that of the noise.  Leaving out
-    costs nothing: (u(x_i) − y_i)/(1 − h_i), with h the diagonal of the hat matrix of the Jacobian.  Where a χ² test
-    finds nothing wrong with the physics, the network follows it closely: c τ = trusted · σ.
+    τ² is the variance of the physics' own error, of each component (Kennedy, O'Hagan 2001): the mean square of the
+    residuals that the physical model alone, fitted to its data, leaves at sensors that are left out, less that of the
+    noise.  Leaving out costs nothing: (u(x_i) − y_i)/(1 − h_i), with h the diagonal of the hat matrix of the Jacobian.
+    Where a χ² test finds nothing wrong with the physics, the network follows it closely: c τ = trusted · σ.
 
     Args:
         base: a₁, a₂ and the decay.
@@ -326,7 +326,8 @@ class ModelDiscrepancy:
         tau2 = variance * (floor if right else max(floor, self.factor**2 * (float(left_out) / components - 1.0)))
         w = replace(self.base, b1=self.base.a1 / tau2, b2=self.base.a2 / tau2)
         verdict = "passes" if right else "does not pass"
-        told = f"model discrepancy: c τ = {math.sqrt(tau2):.3g}; the physics {verdict} (χ² {chi2:.3g}, {freedom:.4g} degrees)"
+        degrees = f"χ² {chi2:.3g}, {freedom:.4g} degrees"
+        told = f"model discrepancy: c τ = {math.sqrt(tau2):.3g}; the physics {verdict} ({degrees})"
         return Choice(w, [w], np.array([float(left_out)]), np.zeros(1), told)
 
 
