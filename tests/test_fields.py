@@ -472,3 +472,13 @@ def test_a_misfit_out_of_reach_is_told(comm: MPI.Comm) -> None:
     np.testing.assert_array_equal(field(model), before)
     with pytest.raises(ValueError, match=r"the misfit stays below 1e\+06 however large the weight"):
         hf.choose_weight(model, data, prior(model), rule="discrepancy", target=1e6)
+
+
+def test_jumps_need_ghost_cells(comm: MPI.Comm) -> None:
+    domain = mesh.create_unit_square(comm, 4, 4, ghost_mode=mesh.GhostMode.none)
+    Q = fem.functionspace(domain, ("DG", 0))
+    if comm.size == 1:
+        hf.TotalVariation(Q, 0.1)
+        return
+    with pytest.raises(ValueError, match="distributed without ghost cells"):
+        hf.TotalVariation(Q, 0.1)

@@ -47,7 +47,7 @@ def arguments(
                 f"{sorted(f.name for f in present if f is not u)}"
             )
     _measures(F)
-    _interior_facets(F, V)
+    check_interior_facets(F, V)
 
 
 def _measures(F: ufl.Form) -> None:
@@ -61,7 +61,7 @@ def _measures(F: ufl.Form) -> None:
                 )
 
 
-def _interior_facets(F: ufl.Form, V: fem.FunctionSpace) -> None:
+def check_interior_facets(F: ufl.Form, V: fem.FunctionSpace) -> None:
     """Integrals over interior facets need the cells on the other side of the partition's borders."""
     mesh = V.mesh
     if mesh.comm.size == 1 or not any(i.integral_type() == "interior_facet" for i in F.integrals()):
@@ -69,6 +69,6 @@ def _interior_facets(F: ufl.Form, V: fem.FunctionSpace) -> None:
     ghosts = mesh.topology.index_map(mesh.topology.dim).num_ghosts
     if mesh.comm.allreduce(ghosts) == 0:
         raise ValueError(
-            "F has integrals over interior facets (dS), but the mesh was distributed without ghost cells; make it with "
+            "there are integrals over interior facets (dS), but the mesh was distributed without ghost cells; make it with "
             "ghost_mode=dolfinx.mesh.GhostMode.shared_facet"
         )

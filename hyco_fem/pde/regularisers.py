@@ -23,6 +23,7 @@ import ufl
 from dolfinx import fem, la
 
 from hyco_fem import _compat
+from hyco_fem.pde.check import check_interior_facets
 from hyco_fem.pde.inner import SymmetricMatrix, check_continuous, compiled, dot, measure
 from hyco_fem.pde.vectors import local, owned, set_owned
 
@@ -232,6 +233,7 @@ class TotalVariation:
             dV, D = ufl.dx(metadata={"quadrature_degree": degree}), ufl.grad
         size = ufl.sqrt(ufl.inner(D(self._m), D(self._m)) + e**2)
         R = (size - e) * dV
+        check_interior_facets(R, Q)
         gradient = ufl.derivative(R, self._m, v)
         H = ufl.derivative(gradient, self._m, w) if hessian == "full" else ufl.inner(D(v), D(w)) / size * dV
         self._value, self._gradient = compiled(R), compiled(gradient)
