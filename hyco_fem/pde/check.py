@@ -69,6 +69,6 @@ def check_interior_facets(F: ufl.Form, V: fem.FunctionSpace) -> None:
     ghosts = mesh.topology.index_map(mesh.topology.dim).num_ghosts
     if mesh.comm.allreduce(ghosts) == 0:
         raise ValueError(
-            "there are integrals over interior facets (dS), but the mesh was distributed without ghost cells; make it with "
-            "ghost_mode=dolfinx.mesh.GhostMode.shared_facet"
+            "there are integrals over interior facets (dS), but the mesh was distributed without ghost cells; make it "
+            "with ghost_mode=dolfinx.mesh.GhostMode.shared_facet"
         )
