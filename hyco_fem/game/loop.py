@@ -122,12 +122,7 @@ def run(
         FloatingPointError: an objective is not finite at the start, or stays so after many steps were taken back.
     """
     with agreed(trainer.comm):
-        if rounds < 0 or int(rounds) != rounds:
-            raise ValueError(f"rounds must be a number of rounds, not {rounds}")
-        if tolerance is not None:
-            if stopping is not None:
-                raise ValueError("give either tolerance or stopping, not both")
-            stopping = Stopping(gradient=tolerance)
+        stopping = checked_stopping(rounds, tolerance, stopping)
     history: list[Record] = []
     rolled_back = in_a_row = 0
     stop = "rounds"
@@ -165,6 +160,17 @@ def run(
         stop=stop,
         timings=dict(trainer.clock.seconds),
     )
+
+
+def checked_stopping(rounds: int, tolerance: float | None, stopping: Stopping | None) -> Stopping | None:
+    """The criteria of a run from its arguments; raises ValueError where these do not fit."""
+    if rounds < 0 or int(rounds) != rounds:
+        raise ValueError(f"rounds must be a number of rounds, not {rounds}")
+    if tolerance is None:
+        return stopping
+    if stopping is not None:
+        raise ValueError("give either tolerance or stopping, not both")
+    return Stopping(gradient=tolerance)
 
 
 def _diverging(trainer: Trainer) -> str:

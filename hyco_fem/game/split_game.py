@@ -25,7 +25,7 @@ from hyco_fem.game.baselines import NetworkOnly
 from hyco_fem.game.data import Data, Sensing
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.game.hyco import Hyco
-from hyco_fem.game.loop import PLAYERS, Clock, Stopping
+from hyco_fem.game.loop import PLAYERS, Clock, Stopping, checked_stopping
 from hyco_fem.game.losses import Weights
 from hyco_fem.game.prior import Prior
 from hyco_fem.game.rules import Rule
@@ -147,12 +147,7 @@ class SplitHyco:
         before its rounds are over plays up to 2 s + 1 rounds more.
         """
         with agreed(self.comm):
-            if rounds < 0 or int(rounds) != rounds:
-                raise ValueError(f"rounds must be a number of rounds, not {rounds}")
-            if tolerance is not None:
-                if stopping is not None:
-                    raise ValueError("give either tolerance or stopping, not both")
-                stopping = Stopping(gradient=tolerance)
+            stopping = checked_stopping(rounds, tolerance, stopping)
         self._warm_up()
         with self.clock("total"):
             match = Match(self.split, self.side, self.next_round, int(rounds), stopping, callbacks)
