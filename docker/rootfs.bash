@@ -43,11 +43,27 @@ install_mmdebstrap() {
         >>"$log" 2>&1 </dev/null || build_failed "apt-get could not install ${wanted[*]}"
 }
 
+# The new system's own pip installs pypi.txt: it is the version that matches, and no pip is asked of the host.  What
+# rootfs-enter makes of the tree is thrown away with its mounts, except for $building/usr, mounted where the cache
+# would be: Debian's pip puts files in PREFIX/local/lib/python3.X/dist-packages.  PIP_USER and the like would forbid that.
+install_from_pypi() {
+    local configuration=() directory home=${HOME:-/root}
+    for directory in "$home/.config/pip" "$home/.pip"; do
+        if [[ -d $directory ]]; then configuration+=("$directory"); fi
+    done
+    inside_variables "$home" /tmp
+    # shellcheck disable=SC2046 # one word a requirement
+    in_a_namespace bash "$here/rootfs-enter" "$building" "$cache/mnt" "$building/usr" 0 0 / \
+        ${configuration[@]+"${configuration[@]}"} -- "${variables[@]}" PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 \
+        python3 -m pip install --no-deps --no-cache-dir --root-user-action ignore --retries 7 \
+        --prefix /var/cache/hyco_fem $(names pypi.txt)
+}
+
 # The parts that break first when something was left out: imports, MPI, a compile and a link.
 works() {
     in_a_namespace bash "$here/rootfs-enter" "$building" "$cache/mnt" "$building/tmp" 0 0 / -- \
         HOME=/root XDG_CACHE_HOME=/tmp OMP_NUM_THREADS=1 python3 -c '
-import dolfinx, gmsh, petsc4py.PETSc, torch, ufl
+import PIL.Image, checkpoint_schedules, dolfinx, gmsh, petsc4py.PETSc, torch, ufl
 from mpi4py import MPI
 mesh = dolfinx.mesh.create_unit_interval(MPI.COMM_SELF, 2)
 dolfinx.fem.form(ufl.CellVolume(mesh) * ufl.dx)
@@ -82,8 +98,10 @@ build_rootfs() {
     install_mmdebstrap
     say "first use: making a Debian $suite root file system in $cache, which takes about two minutes"
     attended in_a_namespace mmdebstrap --variant=minbase --dpkgopt="$here/dpkg-excludes" \
-        --include="$(packages | tr ' ' ,)" "$suite" "$building" >>"$log" 2>&1 9>&- ||
+        --include="$(names packages.txt | tr ' ' ,)" "$suite" "$building" >>"$log" 2>&1 9>&- ||
         build_failed "mmdebstrap failed"
+    attended install_from_pypi >>"$log" 2>&1 9>&- ||
+        build_failed "pip could not install $(names pypi.txt): is PyPI, or the index that pip is configured for, reachable?"
     attended works >>"$log" 2>&1 9>&- ||
         build_failed "the new root file system does not work"
     mv -T -- "$building" "$rootfs"

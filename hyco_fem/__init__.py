@@ -12,6 +12,7 @@ from hyco_fem.bridge.dofs import as_function, dof_coordinates
 from hyco_fem.bridge.ghosts import DofGhosts, QuadratureGhosts, RandomGhosts, quadrature_points
 from hyco_fem.bridge.jacobian import Jacobian
 from hyco_fem.bridge.points import OutsideError, Points
+from hyco_fem.bridge.spacetime import SpaceTime, SpaceTimePoints
 from hyco_fem.files import output_folder
 from hyco_fem.game.answers import LBFGS, AdamStep, Answers, TorchStep
 from hyco_fem.game.baselines import NetworkOnly, PhysicsOnly
@@ -27,6 +28,7 @@ from hyco_fem.game.loop import Stopping
 from hyco_fem.game.losses import Weights, scenario_misfit
 from hyco_fem.game.multistart import MultiStart
 from hyco_fem.game.pinn import PINN, PINNWeights
+from hyco_fem.game.pinn_transient import TransientInformedRecord, TransientPINN
 from hyco_fem.game.prior import Prior
 from hyco_fem.game.progress import BarProgress, TextProgress, progress
 from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, ModelDiscrepancy, choose_decay
@@ -35,6 +37,7 @@ from hyco_fem.game.split_game import SplitHyco, SplitResult
 from hyco_fem.game.trust import TrustReport, trust_report
 from hyco_fem.game.vpinn import VariationalPINN, VariationalWeights
 from hyco_fem.game.weight import WeightChoice, choose_weight
+from hyco_fem.io.animation import animate_images, save_animation
 from hyco_fem.io.fields import write_fields
 from hyco_fem.io.history import HistoryFile
 from hyco_fem.io.meshes import read_mesh
@@ -45,8 +48,10 @@ from hyco_fem.models.device import OnDevice
 from hyco_fem.models.distance import mesh_distance
 from hyco_fem.models.experiments import Scenario
 from hyco_fem.models.neural_ode import NeuralODE
-from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.pde_model import CoefficientError, PerInterval
+from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.strong import StrongForm, strong_residual
+from hyco_fem.models.strong_transient import InTime, TransientStrongForm, transient_residual
 from hyco_fem.models.synthetic import (
     MLP,
     FourierFeatures,
@@ -58,13 +63,19 @@ from hyco_fem.models.synthetic import (
     box_distance,
 )
 from hyco_fem.models.transforms import Bounded, Identity, Positive, Square, Transform
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import limit_threads
 from hyco_fem.pde import catalogue
+from hyco_fem.pde.checkpoints import InMemory, MemoryBudget, OnDisk, Revolve
+from hyco_fem.pde.evolution import TransientProblem
 from hyco_fem.pde.inner import RieszMap
 from hyco_fem.pde.linear import SolveError
 from hyco_fem.pde.problem import Dirichlet, Flux, Problem, Robin
 from hyco_fem.pde.regularisers import BiLaplacian, H1Tikhonov, L2Tikhonov, Regulariser, TotalVariation
+from hyco_fem.pde.scheme import BDF, BDF2, BDF3, BackwardEuler, CrankNicolson, ThetaScheme
 from hyco_fem.pde.steady import SteadySolver
+from hyco_fem.pde.timegrid import TimeGrid
+from hyco_fem.pde.transient import BlowUp
 from hyco_fem.script import run_script
 from hyco_fem.verify import (
     InvarianceResult,
@@ -77,17 +88,23 @@ from hyco_fem.verify import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BDF",
+    "BDF2",
+    "BDF3",
     "LBFGS",
     "MLP",
     "PINN",
     "AdamStep",
     "Answers",
+    "BackwardEuler",
     "BarProgress",
     "BiLaplacian",
+    "BlowUp",
     "BoundaryGhosts",
     "Bounded",
     "Choice",
     "CoefficientError",
+    "CrankNicolson",
     "CrossValidation",
     "Data",
     "Dirichlet",
@@ -108,11 +125,14 @@ __all__ = [
     "Hyco",
     "Identifiability",
     "Identity",
+    "InMemory",
+    "InTime",
     "InputScaling",
     "InvarianceResult",
     "Jacobian",
     "L2Tikhonov",
     "LeastSquaresResult",
+    "MemoryBudget",
     "MeshAndTags",
     "MisfitHessian",
     "ModelDiscrepancy",
@@ -122,8 +142,10 @@ __all__ = [
     "NeuralODE",
     "NodalField",
     "OnDevice",
+    "OnDisk",
     "OutsideError",
     "PINNWeights",
+    "PerInterval",
     "PhysicalModel",
     "PhysicsOnly",
     "Points",
@@ -137,6 +159,7 @@ __all__ = [
     "Regulariser",
     "ResNet",
     "Result",
+    "Revolve",
     "RieszMap",
     "Robin",
     "Scalar",
@@ -146,6 +169,8 @@ __all__ = [
     "ShallowNet",
     "SineSeries",
     "SolveError",
+    "SpaceTime",
+    "SpaceTimePoints",
     "Split",
     "SplitHyco",
     "SplitResult",
@@ -156,14 +181,22 @@ __all__ = [
     "Sum",
     "TaylorResult",
     "TextProgress",
+    "ThetaScheme",
+    "TimeGrid",
     "TorchStep",
     "TotalVariation",
     "Transform",
+    "TransientInformedRecord",
+    "TransientModel",
+    "TransientPINN",
+    "TransientProblem",
+    "TransientStrongForm",
     "TrustReport",
     "VariationalPINN",
     "VariationalWeights",
     "WeightChoice",
     "Weights",
+    "animate_images",
     "as_function",
     "bayesian_weight",
     "bounding_box",
@@ -187,11 +220,13 @@ __all__ = [
     "read_sensors",
     "relative_l2",
     "run_script",
+    "save_animation",
     "save_figure",
     "scenario_misfit",
     "show",
     "strong_residual",
     "taylor_test",
+    "transient_residual",
     "trust_report",
     "write_fields",
     "write_sensors",

@@ -64,8 +64,8 @@ class Host:
         self.install("id", f"echo {uid}")
 
     def python(self, *, complete: bool) -> None:
-        """A python3 with (or without) the four modules; that of a new root file system always has them."""
-        self.install("python3", f"[[ $2 == *create_unit_interval* ]] || exit {0 if complete else 1}")
+        """A python3 with (or without) what `native` asks for; that of a new root file system has all, and pip."""
+        self.install("python3", f"[[ $2 == *create_unit_interval* || $2 == pip ]] || exit {0 if complete else 1}")
 
     def engine(self, name: str, *, runs: bool) -> None:
         """An engine whose `info` always succeeds and whose `run` runs the command here, or fails."""
@@ -368,6 +368,50 @@ def test_its_key_changes_with_the_packages_but_not_with_the_comments(host: Host,
     assert host.call("true").returncode == 0
     assert len(published(host)) == 2
     assert ",hello " in host.asked("mmdebstrap")[-1]
+
+
+def test_pypi_txt_is_installed_and_part_of_the_key(host: Host, tmp_path: Path) -> None:
+    host.root_tools()
+    door = copy_of_the_door(tmp_path)
+    host.run = door / "run"
+    pypi = door / "pypi.txt"
+    pypi.write_text("# Why.\na==1\nb==2  # why\n")
+    assert host.call("true").returncode == 0
+    (pip,) = [call for call in host.asked("python3") if call.startswith("python3 -m pip install ")]
+    assert pip.endswith(" a==1 b==2")
+    assert "--no-deps" in pip
+    pypi.write_text("a==1\nb==3\n")
+    assert host.call("true").returncode == 0
+    assert len(published(host)) == 2
+    # An image is built anew as well.
+    host.engine("docker", runs=True)
+    for version in (3, 3, 4):
+        pypi.write_text(f"a==1\nb=={version}\n")
+        assert host.call("true", HYCO_ENV="docker", PIP_INDEX_URL="https://mirror.example/simple").returncode == 0
+    builds = [call for call in host.asked("docker") if call.startswith("docker build ")]
+    assert len(builds) == 2
+    assert all("--build-arg PIP_INDEX_URL" in build for build in builds)
+
+
+def test_without_pypi_the_build_fails_and_says_what_is_missing(host: Host) -> None:
+    host.root_tools()
+    host.install("python3", "[[ $2 == pip ]] && echo ERROR: No matching distribution found; exit 1")
+    result = host.call("true")
+    assert result.returncode == 69
+    assert "No matching distribution" in result.stderr
+    assert "could not install checkpoint-schedules==" in result.stderr
+    assert "is PyPI" in result.stderr
+    assert [p.suffix for p in host.cache.glob("rootfs-*")] == [".log"]
+
+
+def test_native_is_not_complete_without_the_packages_of_pypi(host: Host) -> None:
+    """The probe asks for every module by name, and each line of pypi.txt is one of them."""
+    host.python(complete=True)
+    assert host.call("true").returncode == 0
+    probe = host.calls.read_text()
+    for line in (DOOR / "pypi.txt").read_text().splitlines():
+        if name := re.match(r"[\w-]+", line):
+            assert name[0].replace("-", "_") in probe
 
 
 def test_a_failed_build_leaves_nothing_but_its_log(host: Host) -> None:

@@ -190,7 +190,9 @@ def _rule(mesh: dmesh.Mesh, cells: np.ndarray, numbers: np.ndarray, degree: int)
     geo = cell_geometry(mesh)
     kind, d = getattr(basix.CellType, geo.name), geo.tdim
     corners, facets = basix.geometry(kind), basix.topology(kind)[d - 1]
-    tangents = np.asarray(basix.cell.facet_jacobians(kind)).reshape(len(facets), d, d - 1)
+    # basix has no Jacobians of points.
+    jacobians = basix.cell.facet_jacobians(kind) if d > 1 else np.empty((2, 1, 0))
+    tangents = np.asarray(jacobians).reshape(len(facets), d, d - 1)
     if d == 1:
         s, w = np.zeros((1, 0)), np.ones(1)
     else:

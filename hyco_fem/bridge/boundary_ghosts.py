@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import basix
 import numpy as np
@@ -18,6 +19,8 @@ from hyco_fem.bridge.boundary import exterior_facets, named_facets
 from hyco_fem.bridge.cells import cell_geometry
 from hyco_fem.bridge.ghosts import Ghosts, Sampler, check_whole, in_reference
 from hyco_fem.bridge.points import Points
+from hyco_fem.bridge.spacetime import SpaceTime, SpaceTimePoints, SpaceTimeSampler
+from hyco_fem.bridge.spacetime import SpaceTime, SpaceTimeSampler
 from hyco_fem.parallel import agreed
 from hyco_fem.pde.problem import Facets
 
@@ -38,9 +41,10 @@ class BoundaryGhosts:
         check_whole("the number of ghost points", self.n, 1)
         check_whole("the seed of the ghost points", self.seed, 0)
 
-    def on(self, V: fem.FunctionSpace) -> Sampler:
-        """Bind to the mesh of V.  Collective."""
-        return BoundarySampler(V.mesh, self)
+    def on(self, V: fem.FunctionSpace | SpaceTime) -> Sampler:
+        """Bind to the mesh of V, or to ∂Ω × (start, end) of a model in time.  Collective."""
+        found = BoundarySampler(V.mesh, self)
+        return SpaceTimeSampler(found, V, self.seed, self.fixed) if isinstance(V, SpaceTime) else found
 
 
 class BoundarySampler:
@@ -134,7 +138,7 @@ class GhostUnion:
                 f"a GhostUnion of {len(self.parts)} parts needs as many positive shares, not {self.shares}"
             )
 
-    def on(self, V: fem.FunctionSpace) -> Sampler:
+    def on(self, V: fem.FunctionSpace | SpaceTime) -> Sampler:
         """Bind each part."""
         return UnionSampler([part.on(V) for part in self.parts], self.shares or [1.0] * len(self.parts))
 
@@ -144,18 +148,18 @@ class UnionSampler:
 
     def __init__(self, samplers: Sequence[Sampler], shares: Sequence[float]) -> None:
         self._samplers, self._shares = samplers, shares
-        self._seen: tuple[list[Points], Points] | None = None
+        self._seen: tuple[list[Any], Any] | None = None
 
-    def draw(self, round: int = 0) -> Points:
+    def draw(self, round: int = 0) -> Any:
         """The ghost points of a round.  Collective."""
-        drawn = []
+        drawn: list[Any] = []
         for sampler in self._samplers:
             points = sampler.draw(round)
-            if not isinstance(points, Points):
+            if not isinstance(points, (Points, SpaceTimePoints)):
                 raise ValueError("DofGhosts cannot be part of a GhostUnion; use QuadratureGhosts")
             drawn.append(points)
         if self._seen is not None and all(a is b for a, b in zip(self._seen[0], drawn, strict=True)):
             return self._seen[1]  # all fixed: B is kept with the points
-        union = Points.union(drawn, self._shares)
+        union = type(drawn[0]).union(drawn, self._shares)
         self._seen = drawn, union
         return union

@@ -18,6 +18,7 @@ from torch import Tensor
 from hyco_fem.bridge.cells import cell_geometry
 from hyco_fem.bridge.dofs import dof_coordinates, layout, owned_size
 from hyco_fem.bridge.points import Points
+from hyco_fem.bridge.spacetime import SpaceTime, SpaceTimePoints, SpaceTimeSampler, over_time
 from hyco_fem.parallel import agreed, sum_array
 
 # Candidates for each point in a cell whose map is not affine; the chance that all are refused is below 1e-9 for
@@ -45,9 +46,7 @@ class GhostPoints(Protocol):
 
     def __len__(self) -> int: ...
 
-    def observation(self, V: fem.FunctionSpace) -> Any: ...
-
-    def evaluate(self, u: Tensor, V: fem.FunctionSpace) -> Tensor: ...
+    def observation(self, V: Any) -> Any: ...
 
     def gather(self, values: Tensor | np.ndarray) -> np.ndarray: ...
 
@@ -55,7 +54,7 @@ class GhostPoints(Protocol):
 class Ghosts(Protocol):
     """A sampler of ghost points."""
 
-    def on(self, V: fem.FunctionSpace) -> Sampler: ...
+    def on(self, V: Any) -> Sampler: ...
 
 
 class Sampler(Protocol):
@@ -80,9 +79,10 @@ class RandomGhosts:
             check_whole("the number of ghost points", self.n, 1)
         check_whole("the seed of the ghost points", self.seed, 0)
 
-    def on(self, V: fem.FunctionSpace) -> RandomSampler:
-        """Bind to the mesh of V.  Collective."""
-        return RandomSampler(V.mesh, self)
+    def on(self, V: fem.FunctionSpace | SpaceTime) -> Sampler:
+        """Bind to the mesh of V, or to Ω × (start, end) of a model in time.  Collective."""
+        found = RandomSampler(V.mesh, self)
+        return SpaceTimeSampler(found, V, self.seed, self.fixed) if isinstance(V, SpaceTime) else found
 
 
 class RandomSampler:
@@ -195,9 +195,10 @@ class QuadratureGhosts:
     def __post_init__(self) -> None:
         check_whole("the degree of a quadrature rule", self.degree, 0)
 
-    def on(self, V: fem.FunctionSpace) -> FixedSampler:
-        """Bind to the mesh of V.  Collective."""
-        return FixedSampler(quadrature_points(V.mesh, self.degree))
+    def on(self, V: fem.FunctionSpace | SpaceTime) -> FixedSampler:
+        """Bind to the mesh of V; for a model in time the points at the ends of all steps, by the trapezoidal rule."""
+        points = quadrature_points(V.mesh, self.degree)
+        return FixedSampler(over_time(points, V) if isinstance(V, SpaceTime) else points)
 
 
 def quadrature_points(mesh: dmesh.Mesh, degree: int) -> Points:
@@ -216,8 +217,10 @@ def quadrature_points(mesh: dmesh.Mesh, degree: int) -> Points:
 class DofGhosts:
     """The dof points of the physical model: its values there are its dofs, and B is the identity."""
 
-    def on(self, V: fem.FunctionSpace) -> FixedSampler:
+    def on(self, V: fem.FunctionSpace | SpaceTime) -> FixedSampler:
         """Bind to V."""
+        if isinstance(V, SpaceTime):
+            raise ValueError("DofGhosts are for steady models; use RandomGhosts or QuadratureGhosts for one in time")
         return FixedSampler(DofPoints(V))
 
 
@@ -272,8 +275,8 @@ class DofPoints:
 class FixedSampler:
     """The same ghost points in every round."""
 
-    points: Points | DofPoints
+    points: Points | DofPoints | SpaceTimePoints
 
-    def draw(self, round: int = 0) -> Points | DofPoints:
+    def draw(self, round: int = 0) -> Points | DofPoints | SpaceTimePoints:
         """The points."""
         return self.points

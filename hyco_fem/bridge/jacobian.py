@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from mpi4py import MPI
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyco_fem.parallel import is_distributed, sum_array
+from hyco_fem.parallel import agreed, is_distributed, sum_array
 from hyco_fem.pde.many import adjoint_block, tangent_block
 from hyco_fem.pde.state import State
 from hyco_fem.pde.steady import SteadySolver
@@ -74,11 +76,7 @@ def jacobian(
     """
     operators = [points.observation(V) for points in sets]
     replicated = {name: p for name, p in parameters.items() if not is_distributed(p)}
-    columns: dict[str, slice] = {}
-    start = 0
-    for name, p in replicated.items():
-        columns[name] = slice(start, start + p.numel())
-        start += p.numel()
+    columns, start = _columns(replicated)
     values = [B.apply(state.u[: B.layout.n_owned]) for B in operators]
     n_observations = sum(p.n_found * B.components for p, B in zip(sets, operators, strict=True))
     fields_wanted = len(replicated) < len(parameters)
@@ -99,6 +97,34 @@ def jacobian(
         Jacobian(v, np.stack([B.apply(column).ravel() for column in moved.T], axis=1), columns, {}, "tangent")
         for v, B in zip(values, operators, strict=True)
     ]
+
+
+def parameter_maps(
+    modules: Sequence[nn.Module], coordinates: Sequence[Tensor], parameters: dict[str, nn.Parameter], comm: MPI.Comm
+) -> tuple[dict[str, slice], list[np.ndarray | None]]:
+    """Columns of the parameters, and ∂m/∂θ of each module, (numbers it gives here, p); None where it has no parameter.
+
+    Raises ValueError where a parameter is a field.
+    """
+    with agreed(comm):
+        for name, p in parameters.items():
+            if is_distributed(p):
+                raise ValueError(
+                    f"'{name}' is a field with a number for every dof, too many for a Jacobian in time; use an answer "
+                    "by gradients (AdamStep, LBFGS)"
+                )
+    columns, start = _columns(parameters)
+    return columns, [_Map(m, x, parameters).dense(columns, start) for m, x in zip(modules, coordinates, strict=True)]
+
+
+def _columns(parameters: dict[str, nn.Parameter]) -> tuple[dict[str, slice], int]:
+    """Which columns of a Jacobian belong to which parameter, and how many there are."""
+    columns: dict[str, slice] = {}
+    start = 0
+    for name, p in parameters.items():
+        columns[name] = slice(start, start + p.numel())
+        start += p.numel()
+    return columns, start
 
 
 def _by_adjoints(
@@ -162,7 +188,7 @@ class _Map:
         closed_form = type(self._module).__dict__.get("parameter_jacobian")
         parts = {} if closed_form is None else closed_form(self._module, self._x)
         if parts.keys() == sizes.keys():
-            out = np.zeros((len(self._x), p), order="F")
+            out = np.zeros((len(next(iter(parts.values()))), p), order="F")
             for own, part in parts.items():
                 out[:, columns[self._names[own]]] += part.reshape(len(part), -1).numpy()
             return out

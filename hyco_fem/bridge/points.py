@@ -96,6 +96,11 @@ class Points:
         self._found, self.n_found = found, n_found
 
     @classmethod
+    def of_rows(cls, mesh: dmesh.Mesh, inputs: np.ndarray, *, missing: Literal["raise", "mark"] = "raise") -> Points:
+        """From what a network sees of them, which here is x itself; see `SpaceTimePoints.of_rows`."""
+        return cls(mesh, inputs, missing=missing)
+
+    @classmethod
     def in_cells(
         cls,
         mesh: dmesh.Mesh,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hyco_fem.game.gauss_newton import GaussNewton
 from hyco_fem.game.player import Answer, Look, Method, Player, Summand
-from hyco_fem.models.physical import CoefficientError
+from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.parallel import any_rank, is_distributed
 from hyco_fem.pde.linear import SolveError
 

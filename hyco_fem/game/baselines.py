@@ -17,7 +17,8 @@ from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, Stopping, run
 from hyco_fem.game.objective import PhysicalObjective, SyntheticObjective
 from hyco_fem.game.player import Answer, Look, Player
 from hyco_fem.game.prior import BoundPrior, Prior
-from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.pde_model import CoefficientError
+from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.parallel import agreed, check_replicated
 from hyco_fem.pde.linear import SolveError
 

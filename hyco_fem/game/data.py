@@ -12,6 +12,7 @@ from dolfinx import mesh as dmesh
 from torch import Tensor
 
 from hyco_fem.bridge.points import Points
+from hyco_fem.bridge.spacetime import SpaceTimePoints
 from hyco_fem.parallel import agreed
 
 
@@ -34,7 +35,7 @@ class Data:
     Collective.
     """
 
-    def __init__(self, points: Points, values: Any, noise_std: Any = None) -> None:
+    def __init__(self, points: Points | SpaceTimePoints, values: Any, noise_std: Any = None) -> None:
         with agreed(points.comm):
             y = np.asarray(values.detach() if isinstance(values, Tensor) else values, dtype=np.float64)
             if len(y.shape) not in (1, 2) or len(y) != points.n:
@@ -91,7 +92,7 @@ class Data:
     def table(self) -> SensorTable:
         """The sensors that count, replicated: for another mesh or another communicator.  Collective."""
         x, y, sigma = (self.points.gather(a)[self.rows] for a in (self.points.x, self.values, self.noise_std))
-        return SensorTable(x, y, sigma if self.known_noise else None)
+        return SensorTable(x, y, sigma if self.known_noise else None, type(self.points))
 
     def local_misfit(self, at_points: Tensor) -> Tensor:
         """This rank's summand of L = mean_i |u(x_i) − y_i|² / σ_i²."""
@@ -111,15 +112,16 @@ class Data:
 
 @dataclass(frozen=True)
 class SensorTable:
-    """Sensors as replicated arrays: x (n, d), values (n,) or (n, k), noise_std (n,) or None."""
+    """Sensors as replicated arrays: x (n, d) or (n, d + 1) with time, values (n,) or (n, k), noise_std (n,) or None."""
 
     x: np.ndarray
     values: np.ndarray
     noise_std: np.ndarray | None
+    kind: type[Points] | type[SpaceTimePoints] = Points
 
     def on(self, mesh: dmesh.Mesh) -> Data:
         """The same sensors on another mesh; those outside it are left out.  Collective."""
-        return Data(Points(mesh, self.x, missing="mark"), self.values, self.noise_std)
+        return Data(self.kind.of_rows(mesh, self.x, missing="mark"), self.values, self.noise_std)
 
 
 @dataclass(frozen=True)

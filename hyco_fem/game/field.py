@@ -27,7 +27,8 @@ from torch import Tensor
 from hyco_fem.game.curvature import MisfitHessian
 from hyco_fem.game.data import Data
 from hyco_fem.game.history import write_summary
-from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.pde_model import CoefficientError
+from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.parallel import agreed, is_distributed, max_over_ranks, sum_array
 from hyco_fem.pde.inner import RieszMap
 from hyco_fem.pde.linear import SolveError

@@ -24,7 +24,7 @@ import torch
 
 from hyco_fem.game.identify import entry_names, identify
 from hyco_fem.game.player import Look, Method, Player, flat, of_shape, put_flat
-from hyco_fem.models.physical import CoefficientError
+from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.parallel import is_distributed, sum_array
 from hyco_fem.pde.linear import SolveError
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mpi4py import MPI
 
@@ -32,7 +32,9 @@ from hyco_fem.game.objective import (
 from hyco_fem.game.player import Player, flat
 from hyco_fem.game.prior import Prior
 from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, ModelDiscrepancy, Rule
-from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.pde_model import CoefficientError
+from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed, any_rank, check_replicated, sum_array
 from hyco_fem.pde.linear import SolveError
 
@@ -42,14 +44,14 @@ _SCHEDULES = ("alternating", "simultaneous", "joint")
 
 @dataclass
 class Scene:
-    """One round before anyone answers: the solution u, the ghost points, u at sensors and ghost points, the weights."""
+    """One round before anyone answers: ghost points, weights, and the solution at sensors, there, and elsewhere."""
 
     ghosts: GhostPoints
     at_sensors: Tensor | None
     at_ghosts: Tensor
     misfit: Tensor
     weights: Weights
-    u: Tensor
+    elsewhere: Callable[[GhostPoints], Tensor]
 
 
 class Hyco:
@@ -77,7 +79,7 @@ class Hyco:
 
     def __init__(
         self,
-        physical: PhysicalModel,
+        physical: PhysicalModel | TransientModel,
         synthetic: nn.Module,
         data: Data | Sensing,
         ghosts: Ghosts | None = None,
@@ -108,7 +110,7 @@ class Hyco:
         self.answers = answers or Answers()
         self.schedule = schedule
         self.warm_up = warm_up
-        self.sampler = (ghosts or RandomGhosts(200)).on(physical.V)
+        self.sampler = (ghosts or RandomGhosts(200)).on(physical.domain)
         self.clock = Clock()
         self.next_round = 0
         self.warm_up_result: Result | None = None
@@ -325,17 +327,17 @@ class Hyco:
 
     def scene(self, number: int) -> Scene:
         """The solution at the current θ, at the sensors and at the ghost points of a round.  Collective."""
-        with self.clock("solve"):
-            u = self.physical.solve()
         with self.clock("ghosts"):
             ghosts = self.sampler.draw(number)
-            at_ghosts = ghosts.evaluate(u, self.physical.observed)
         data, at_sensors, misfit = self.sensing.physical, None, torch.zeros((), dtype=torch.float64)
+        with self.clock("solve"):
+            sets: list[Any] = [ghosts, *([] if data is None else [data.points])]
+            (at_ghosts, *others), elsewhere = self.physical.solution(sets)
         if data is not None:
-            at_sensors = data.points.evaluate(u, self.physical.observed)
+            (at_sensors,) = others
             with torch.no_grad():
                 misfit = data.local_misfit(at_sensors)
-        scene = Scene(ghosts, at_sensors, at_ghosts, misfit, Weights(), u)
+        scene = Scene(ghosts, at_sensors, at_ghosts, misfit, Weights(), elsewhere)
         scene.weights = self._weights_of(number, scene)
         return scene
 

@@ -23,7 +23,8 @@ from hyco_fem.game.gauss_newton import bound_arrays
 from hyco_fem.game.history import write_summary
 from hyco_fem.game.identify import entry_names, standard_errors
 from hyco_fem.game.player import flat, put_flat
-from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.pde_model import CoefficientError
+from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.parallel import agreed, is_distributed
 from hyco_fem.pde.linear import SolveError
 from hyco_fem.pde.state import State

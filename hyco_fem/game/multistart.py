@@ -21,7 +21,8 @@ from hyco_fem.game.answers import refuse_fields
 from hyco_fem.game.gauss_newton import GaussNewton, bound_arrays
 from hyco_fem.game.groups import shared_out
 from hyco_fem.game.player import Answer, Look, Method, Player, flat, of_shape, put_flat
-from hyco_fem.models.physical import CoefficientError, PhysicalModel
+from hyco_fem.models.pde_model import CoefficientError
+from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.parallel import agreed, sum_array
 from hyco_fem.pde.linear import SolveError
 

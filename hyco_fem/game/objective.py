@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from hyco_fem.bridge.ghosts import GhostPoints
 from hyco_fem.bridge.jacobian import Observed
 from hyco_fem.bridge.points import Points
+from hyco_fem.bridge.spacetime import SpaceTimePoints
 from hyco_fem.game.data import Data, SensorTable
 from hyco_fem.game.losses import local_interaction, network_values
 from hyco_fem.game.player import flat
 from hyco_fem.game.prior import BoundPrior
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed, is_distributed
 from hyco_fem.pde.state import State
 from hyco_fem.tensors import as_array
@@ -85,7 +87,7 @@ class PhysicalObjective:
 
     def __init__(
         self,
-        physical: PhysicalModel,
+        physical: PhysicalModel | TransientModel,
         data: Data | None,
         a: float,
         b: float = 0.0,
@@ -116,10 +118,12 @@ class PhysicalObjective:
         if self._at_hand is not None:
             found, self._at_hand = self._at_hand, None
         else:
-            u, V = self.physical.solve(), self.physical.observed
+            sets: list[Any] = [] if self.data is None else [self.data.points]
+            sets += [] if self.opponent is None else [self.opponent.ghosts]
+            values = iter(self.physical.observe(sets))
             found = (
-                None if self.data is None else self.data.points.evaluate(u, V),
-                None if self.opponent is None else self.opponent.ghosts.evaluate(u, V),
+                None if self.data is None else next(values),
+                None if self.opponent is None else next(values),
             )
         kept = [None if v is None else v.detach() for v in found]
         theta = [p.detach().clone() for p in self.parameters.values()]
@@ -193,7 +197,9 @@ class PhysicalObjective:
             g = self.opponent.ghosts
             found = g.found
             ghosts = tuple(g.gather(v)[found] for v in (g.x, self.opponent.values, g.weights))
-        return PortableObjective(self.a, self.b, table, ghosts, self.prior, self.c)
+        in_time = self.opponent is not None and isinstance(self.opponent.ghosts, SpaceTimePoints)
+        kind = SpaceTimePoints if in_time else Points
+        return PortableObjective(self.a, self.b, table, ghosts, self.prior, self.c, kind)
 
 
 @dataclass(frozen=True)
@@ -206,15 +212,16 @@ class PortableObjective:
     ghosts: tuple[np.ndarray, ...] | None
     prior: BoundPrior | None
     c: float
+    kind: type[Points] | type[SpaceTimePoints] = Points
 
-    def on(self, physical: PhysicalModel) -> PhysicalObjective:
+    def on(self, physical: PhysicalModel | TransientModel) -> PhysicalObjective:
         """For another model; points outside its mesh are left out.  Collective on the communicator of that model."""
         mesh = physical.V.mesh
         data = None if self.sensors is None else self.sensors.on(mesh)
         opponent = None
         if self.ghosts is not None:
             x, values, weights = self.ghosts
-            points = Points(mesh, x, missing="mark")
+            points = self.kind.of_rows(mesh, x, missing="mark")
             points.weights = torch.from_numpy(weights[points.index].copy())
             opponent = Opponent(points, torch.from_numpy(values[points.index].copy()))
         n = 1 if data is None else data.n_found

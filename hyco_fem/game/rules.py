@@ -21,7 +21,7 @@ from hyco_fem.game.gauss_newton import Rows, reduced, root
 from hyco_fem.game.groups import shared_out
 from hyco_fem.game.losses import Weights, network_values
 from hyco_fem.game.player import Answer, flat, put_flat
-from hyco_fem.models.physical import CoefficientError
+from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.parallel import agreed, any_rank, is_distributed, sum_array
 from hyco_fem.pde.linear import SolveError
 

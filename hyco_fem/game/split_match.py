@@ -23,7 +23,7 @@ from hyco_fem.game.loop import PATIENCE, Stopping, warn_of_idle_parameters
 from hyco_fem.game.losses import local_interaction
 from hyco_fem.game.split import Post, Split, Word
 from hyco_fem.game.split_sides import Side, Turn, rows_of
-from hyco_fem.models.physical import CoefficientError
+from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.parallel import agreed, raise_together, sum_array
 from hyco_fem.pde.linear import SolveError
 

@@ -76,7 +76,7 @@ class PhysicalSide:
         """J_phy."""
         scene: Scene = turn.kept
         if ghosts is not scene.ghosts:
-            scene = replace(scene, ghosts=ghosts, at_ghosts=ghosts.evaluate(scene.u, self.game.physical.observed))
+            scene = replace(scene, ghosts=ghosts, at_ghosts=scene.elsewhere(ghosts))
         return self.game.physical_objective(scene, values)
 
 

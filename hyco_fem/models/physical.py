@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
-
-from mpi4py import MPI
 
 import numpy as np
 import torch
@@ -15,25 +12,19 @@ import ufl
 from dolfinx import fem
 from torch import Tensor, nn
 
-from hyco_fem.bridge.dofs import dof_coordinates, owned_size
 from hyco_fem.bridge.jacobian import Jacobian, Observed, jacobian
 from hyco_fem.bridge.points import Points
 from hyco_fem.bridge.solve import solve, solve_many
 from hyco_fem.models.experiments import Scenario, batch_item, batch_size
-from hyco_fem.parallel import agreed, check_replicated, max_over_ranks, raise_together
+from hyco_fem.models.pde_model import PDEModel, PerInterval
+from hyco_fem.parallel import agreed, max_over_ranks
 from hyco_fem.pde.linear import Options
 from hyco_fem.pde.problem import Problem
 from hyco_fem.pde.state import State
 from hyco_fem.pde.steady import SteadySolver
-from hyco_fem.pde.vectors import set_owned
-from hyco_fem.tensors import as_array
 
 
-class CoefficientError(ValueError):
-    """A coefficient that is not finite, or not positive where it must be."""
-
-
-class PhysicalModel(nn.Module):
+class PhysicalModel(PDEModel):
     """A steady PDE F(u, m(θ); v) = 0 with coefficients m given by torch modules.
 
     Args:
@@ -73,30 +64,11 @@ class PhysicalModel(nn.Module):
         form_compiler_options: dict | None = None,
         jit_options: dict | None = None,
     ) -> None:
-        super().__init__()
-        coefficients = {} if coefficients is None else dict(coefficients)
-        comm = u.function_space.mesh.comm
-        with agreed(comm):
-            names = _names(coefficients)
-            for m in positive:
-                if m not in coefficients:
-                    raise ValueError(f"'{m.name}' is in positive=… but not in coefficients=…")
-        check_replicated(
-            [
-                (f"{name}.{p}", tensor.detach())
-                for name, module in zip(names, coefficients.values(), strict=True)
-                for p, tensor in module.named_parameters()
-                if not getattr(tensor, "hyco_distributed", False)
-            ],
-            comm,
-        )
-        self.coefficients = nn.ModuleDict(dict(zip(names, coefficients.values(), strict=True)))
-        self._functions = list(coefficients)
-        self._positive = [m in positive for m in coefficients]
-        self._x = [dof_coordinates(m.function_space) for m in coefficients]
-        self.function = u
-        self.V = u.function_space
-        self._start()
+        super().__init__(u, coefficients, positive)
+        with agreed(self.comm):
+            for name, module in self.coefficients.items():
+                if isinstance(module, PerInterval):
+                    raise ValueError(f"'{name}' changes in time (PerInterval), and a PhysicalModel is steady")
         self.solver = SteadySolver(
             F,
             u,
@@ -108,9 +80,7 @@ class PhysicalModel(nn.Module):
             form_compiler_options=form_compiler_options,
             jit_options=jit_options,
         )
-        self.observed = self.V
-        for i in [observed] if isinstance(observed, int) else observed or ():
-            self.observed = self.observed.sub(i)
+        self.observed = self._sub_space(observed)
 
     @classmethod
     def of(cls, problem: Problem, modules: Mapping[str, nn.Module] | None = None, **options: Any) -> PhysicalModel:
@@ -138,33 +108,9 @@ class PhysicalModel(nn.Module):
         return cls(problem.F, problem.u, problem.bcs, coefficients, **options)
 
     @property
-    def comm(self) -> MPI.Comm:
-        """Communicator of the mesh."""
-        return self.V.mesh.comm
-
-    def _start(self) -> None:
-        """Put the values of the modules into the Functions, for the solver to be chosen by; a solve tells of errors."""
-        with torch.no_grad(), suppress(Exception):
-            for m, value in zip(self._functions, self.coefficient_values(), strict=True):
-                set_owned(m, as_array(value))
-
-    def coefficient_values(self) -> list[Tensor]:
-        """Owned dof values of each coefficient at the current θ, (n_owned_k,), checked; differentiable in θ.
-
-        Raises:
-            CoefficientError: a value is not finite, or not positive where it must be; named with its place.
-            ValueError, TypeError: a module returns the wrong shape or dtype.
-        """
-        values: list[Tensor] = []
-        error: Exception | None = None
-        try:
-            for m, name, x, positive in zip(self._functions, self.coefficients, self._x, self._positive, strict=True):
-                value = self.coefficients[name](x)
-                values.append(_checked(value, m, name, x, positive))
-        except Exception as e:
-            error = e
-        raise_together(self.comm, error)
-        return values
+    def domain(self) -> fem.FunctionSpace:
+        """What samplers of ghost points are bound to: V."""
+        return self.V
 
     def solve(self) -> Tensor:
         """Solve the PDE at the current θ.
@@ -181,6 +127,15 @@ class PhysicalModel(nn.Module):
     def forward(self, points: Points) -> Tensor:
         """Solve, and evaluate at points: values at the points owned here, (n,) or (n, value_size)."""
         return points.evaluate(self.solve(), self.observed)
+
+    def observe(self, sets: Sequence[Any]) -> list[Tensor]:
+        """Solve once, and evaluate at several sets of points, as `forward`.  Differentiable in θ."""
+        return self.solution(sets)[0]
+
+    def solution(self, sets: Sequence[Any]) -> tuple[list[Tensor], Callable[[Any], Tensor]]:
+        """`observe`, and what gives the values of the same solution at other points."""
+        u = self.solve()
+        return [points.evaluate(u, self.observed) for points in sets], lambda points: points.evaluate(u, self.observed)
 
     def solve_batch(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Solve at many θ.
@@ -262,51 +217,3 @@ class _Solve(nn.Module):
 
     def forward(self) -> Tensor:
         return self._model.solve()  # type: ignore[operator, union-attr]
-
-
-def _names(coefficients: Mapping[fem.Function, nn.Module]) -> list[str]:
-    names = []
-    for m, module in coefficients.items():
-        if not isinstance(m, fem.Function):
-            raise TypeError(
-                f"keys of coefficients must be Functions of the form, not {type(m).__name__}; for a single unknown "
-                "number use a Function of ('DG', 0) with hyco_fem.Scalar"
-            )
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"the coefficient '{m.name}' must be given by a torch.nn.Module, not {type(module).__name__}"
-            )
-        for name, p in module.named_parameters():
-            if p.dtype != torch.float64:
-                raise TypeError(
-                    f"the parameter '{name}' of the coefficient '{m.name}' is {p.dtype}; hyco_fem computes in float64: "
-                    "call .double() on the module"
-                )
-        names.append(m.name.replace(".", "_"))
-    if len(set(names)) < len(names):
-        raise ValueError(f"coefficients need different names, not {names}: pass name=… to dolfinx.fem.Function")
-    return names
-
-
-def _checked(value: Tensor, m: fem.Function, name: str, x: Tensor, positive: bool) -> Tensor:
-    n = owned_size(m.function_space)
-    if value.dtype != torch.float64:
-        raise TypeError(f"the module of the coefficient '{name}' returned {value.dtype}, not float64")
-    if value.numel() != n or len(value) != len(x):
-        raise ValueError(
-            f"the module of the coefficient '{name}' returned shape {tuple(value.shape)} for {len(x)} dof points with "
-            f"{n // max(len(x), 1)} values each"
-        )
-    array = as_array(value)
-    # One reduction each in the good case: the minimum is NaN where any value is.
-    low = array.min(initial=np.inf)
-    if not (low > (0.0 if positive else -np.inf) and array.max(initial=-np.inf) < np.inf):
-        bad = ~np.isfinite(array) | ((array <= 0) if positive else False)
-        row = int(np.flatnonzero(np.asarray(bad).reshape(len(x), -1).any(axis=1))[0])
-        place = ", ".join(f"{float(c):g}" for c in x[row])
-        what = "finite and positive" if positive else "finite"
-        raise CoefficientError(
-            f"the coefficient '{name}' is not {what}: {array[row]} at ({place}); use a transform (Positive, "
-            "Bounded), a smaller learning rate, or another start"
-        )
-    return value if value.ndim == 1 else value.reshape(-1)

@@ -91,7 +91,7 @@ def strong_flux(
     """σ at points x, (n, d) or (n, k, d); arguments as for `strong_residual`."""
     form = strong_form(equation) if isinstance(equation, str) else equation
     x = x.detach().requires_grad_()
-    u, gradient = _field(form, network, x)
+    u, gradient = _field(form, network, x, x.shape[1])
     return form.flux(u, gradient, _values(form, coefficients, x, form.inside))
 
 
@@ -102,7 +102,7 @@ def evaluate(
     form = strong_form(equation) if isinstance(equation, str) else equation
     x = x.detach().requires_grad_()
     m = _values(form, coefficients, x, form.coefficients)
-    u, gradient = _field(form, network, x)
+    u, gradient = _field(form, network, x, x.shape[1])
     r = form.source(u, gradient, m) - divergence(form.flux(u, gradient, m), x)
     if form.constraint is not None:
         r = torch.cat([r, form.constraint(u, gradient, m)[:, None]], dim=1)
@@ -134,9 +134,10 @@ def _slopes(values: Tensor, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if found is None else found
 
 
-def _field(form: StrongForm, network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _field(form: StrongForm, network: nn.Module, x: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """u and its derivatives by all columns of x, of which the first d are space."""
     u = network(x)
-    (n, d), wanted = x.shape, form.outputs(x.shape[1])
+    n, wanted = len(x), form.outputs(d)
     found = u.shape[1] if u.ndim == 2 else 1
     if u.ndim not in (1, 2) or len(u) != n:
         raise ValueError(f"the network returned shape {tuple(u.shape)} for {n} points")

@@ -48,6 +48,8 @@ class Derivatives:
         self.in_form = [m in present for m in self.coefficients]
         self._out_u = fem.Function(V)
         self._out = [fem.Function(m.function_space) for m in self.coefficients]
+        self._gradient_forms: dict[int, fem.Form | None] = {}
+        self._products: dict[int, Products] = {}
 
     # -- first derivatives ---------------------------------------------------------------------------------
 
@@ -59,10 +61,12 @@ class Derivatives:
     def directions(self) -> list[fem.Function]:
         return [fem.Function(m.function_space) for m in self.coefficients]
 
-    @cached_property
-    def gradient_forms(self) -> list[fem.Form | None]:
-        """∂L/∂m_k."""
-        return [self._compile(g) if g is not None else None for g in self._gradients]
+    def gradient_form(self, k: int) -> fem.Form | None:
+        """∂L/∂m_k, compiled when first asked for; None where m_k is not in the form.  Collective then."""
+        if k not in self._gradient_forms:
+            g = self._gradients[k]
+            self._gradient_forms[k] = None if g is None else self._compile(g)
+        return self._gradient_forms[k]
 
     @cached_property
     def _gradients(self) -> list[ufl.Form | None]:
@@ -92,7 +96,7 @@ class Derivatives:
 
     def gradient(self, k: int) -> fem.Function:
         """(∂F/∂m_k)ᵀ λ, complete on owned dofs; a work Function.  Collective."""
-        return _assembled(self.gradient_forms[k], self._out[k])
+        return _assembled(self.gradient_form(k), self._out[k])
 
     def gradient_u(self) -> fem.Function:
         """(∂F/∂u)ᵀ λ without boundary conditions, complete on owned dofs; a work Function.  Collective."""
@@ -111,21 +115,24 @@ class Derivatives:
     # -- matrices ------------------------------------------------------------------------------------------
 
     @cached_property
-    def _matrices(self) -> list[Products | None]:
-        V = self.u.function_space
-        return [
-            products(self._compile(ufl.derivative(self.F, m, ufl.TrialFunction(m.function_space))), V, m.function_space)
-            if there
-            else None
-            for m, there in zip(self.coefficients, self.in_form, strict=True)
-        ]
+    def _matrix_forms(self) -> dict[int, fem.Form]:
+        return {}
+
+    def new_matrix(self, k: int) -> Products:
+        """∂F/∂m_k as a new matrix, not yet assembled, for the caller to close; m_k is in the form.  Collective."""
+        m, forms = self.coefficients[k], self._matrix_forms
+        if k not in forms:
+            forms[k] = self._compile(ufl.derivative(self.F, m, ufl.TrialFunction(m.function_space)))
+        return products(forms[k], self.u.function_space, m.function_space)
 
     def matrix(self, k: int) -> Products | None:
         """∂F/∂m_k, assembled; None where m_k is not in the form.  Collective."""
-        found = self._matrices[k]
-        if found is not None:
-            found.assemble()
-        return found
+        if not self.in_form[k]:
+            return None
+        if k not in self._products:
+            self._products[k] = self.new_matrix(k)
+        self._products[k].assemble()
+        return self._products[k]
 
     @cached_property
     def _unconstrained(self) -> Products:
@@ -166,9 +173,10 @@ class Derivatives:
 
     def close(self) -> None:
         """Destroy the matrices, on all ranks together."""
-        for found in (*self.__dict__.pop("_matrices", ()), self.__dict__.pop("_unconstrained", None)):
+        for found in (*self._products.values(), self.__dict__.pop("_unconstrained", None)):
             if found is not None:
                 found.close()
+        self._products.clear()
 
 
 def _assembled(form: fem.Form | None, out: fem.Function) -> fem.Function:

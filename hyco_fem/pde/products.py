@@ -25,6 +25,12 @@ class Products(Protocol):
     def transposed_times(self, X: np.ndarray) -> np.ndarray:
         """Cᵀ X."""
 
+    def local_times(self, x: np.ndarray) -> np.ndarray:
+        """C x from the local values of a Function to local ones, where what belongs to others has not yet been sent."""
+
+    def local_transposed_times(self, x: np.ndarray) -> np.ndarray:
+        """Cᵀ x, likewise."""
+
     def close(self) -> None:
         """Destroy what PETSc holds."""
 
@@ -47,20 +53,26 @@ class _Local:
         self._rows, self._columns = fem.Function(rows), fem.Function(columns)
         self._matrix = fem.create_matrix(form, block_mode=la.BlockMode.expanded)
         self._scipy = self._matrix.to_scipy(ghosted=True)  # on the same memory
+        self._n = len(local(self._columns))
+        if self._scipy.shape[1] > self._n:  # columns for further ghosts, with nothing in them: share all but the shape
+            C = self._scipy
+            self._scipy = type(C)((C.data, C.indices, C.indptr), shape=(C.shape[0], self._n))
 
     def assemble(self) -> None:
         self._matrix.data[:] = 0.0
         fem.assemble_matrix(self._matrix, self._form)
 
     def times(self, X: np.ndarray) -> np.ndarray:
-        values = to_local(self._columns, X)
-        # There may be columns for further ghosts, with nothing in them.
-        C = self._scipy if self._scipy.shape[1] == len(values) else self._scipy[:, : len(values)]
-        return to_owned(self._rows, np.asfortranarray(C @ values))
+        return to_owned(self._rows, np.asfortranarray(self._scipy @ to_local(self._columns, X)))
 
     def transposed_times(self, X: np.ndarray) -> np.ndarray:
-        found = self._scipy.T @ to_local(self._rows, X)
-        return to_owned(self._columns, np.asfortranarray(found[: len(local(self._columns))]))
+        return to_owned(self._columns, np.asfortranarray(self._scipy.T @ to_local(self._rows, X)))
+
+    def local_times(self, x: np.ndarray) -> np.ndarray:
+        return self._scipy @ x
+
+    def local_transposed_times(self, x: np.ndarray) -> np.ndarray:
+        return self._scipy.T @ x
 
     def close(self) -> None:
         pass
@@ -95,6 +107,11 @@ class _Distributed:
         source.destroy()
         target.destroy()
         return out
+
+    def local_times(self, x: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("a matrix of PETSc is applied to owned values")
+
+    local_transposed_times = local_times
 
     def close(self) -> None:
         self._matrix.destroy()

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 
+from petsc4py import PETSc
+
 import numpy as np
 import ufl
 from dolfinx import fem, la
@@ -55,6 +57,8 @@ class SteadySolver:
         petsc_options: PETSc options without prefix; by default a solver chosen by size and symmetry.
         adjoint_petsc_options: Options for the adjoint; by default the forward solver and its factors.
         warm_start: Start an iterative or Newton solve from the last solution instead of the first start.
+        by_matrix: Coefficients that a subclass treats by their matrix ∂F/∂m_k, which depends neither on u nor on them:
+            the load is without them, and their gradient is not compiled.
         form_compiler_options, jit_options: Passed on to `dolfinx.fem.form`.
 
     Attributes:
@@ -77,6 +81,7 @@ class SteadySolver:
         petsc_options: Options | None = None,
         adjoint_petsc_options: Options | None = None,
         warm_start: bool = False,
+        by_matrix: Sequence[fem.Function] = (),
         form_compiler_options: dict | None = None,
         jit_options: dict | None = None,
     ) -> None:
@@ -102,7 +107,8 @@ class SteadySolver:
         A = fem_petsc.create_matrix(self._J)
         self._b, self.lagrange, self._du = (fem.Function(self.V) for _ in range(3))
         # F(u) = J u + F(0) where F is affine, so the right-hand side is −F with zero put in for u.
-        at_zero = expand_derivatives(ufl.replace(expand_derivatives(F), {u: ufl.zero(u.ufl_shape)}))
+        without = {f: ufl.zero(f.ufl_shape) for f in (u, *by_matrix)}
+        at_zero = expand_derivatives(ufl.replace(expand_derivatives(F), without))
         self._load = Load(compiled(-at_zero), at_zero) if self.affine and not at_zero.empty() else None
 
         self.traits = traits_of(A, self._J, self.bcs, u, self._functions, self._constants, self.V)
@@ -114,23 +120,17 @@ class SteadySolver:
         announce(self.comm, self.description)
         check_memory(self.comm, options, self.traits, u.name)
         near_null_space(A, self.V)
-        self.linear = LinearSolver(
-            A,
-            options,
-            adjoint_petsc_options,
-            symmetric=self.traits.symmetric,
-            warm_start=warm_start,
-            fixed=self.fixed_owned,
-            what=u.name,
-        )
+        self._options = options, adjoint_petsc_options
+        self.linear = self.linear_solver(A)
         self.newton: NewtonSolver | None = None
         if not self.affine:
             newton = {k: v for k, v in given.items() if k.startswith("snes_")}
             self.newton = NewtonSolver(compiled(F), self._J, A, u, self.bcs, self._b, {**options, **newton})
 
         self.derivatives = Derivatives(F, u, self.coefficients, compiled)
-        if self.coefficients:
-            _ = self.derivatives.gradient_forms  # compiled now: whoever has coefficients wants adjoints
+        for k, m in enumerate(self.coefficients):
+            if m not in by_matrix:
+                self.derivatives.gradient_form(k)  # compiled now: whoever has coefficients wants adjoints
         self.traces = [
             Trace(m, self.V, self.bcs) if check.is_boundary_value(self.bcs, m) else None for m in coefficients
         ]
@@ -406,6 +406,19 @@ class SteadySolver:
             c.value = value
 
     # -- set-up --------------------------------------------------------------------------------------------
+
+    def linear_solver(self, A: PETSc.Mat) -> LinearSolver:
+        """A solver for a matrix of this problem, which is kept there.  Collective."""
+        options, transposed = self._options
+        return LinearSolver(
+            A,
+            options,
+            transposed,
+            symmetric=self.traits.symmetric,
+            warm_start=self.warm_start,
+            fixed=self.fixed_owned,
+            what=self.u.name,
+        )
 
     @cached_property
     def fixed_owned(self) -> np.ndarray:
