@@ -31,20 +31,23 @@ _LARGEST_RATIO = {2: 1.0 + 2.0**0.5, 3: 1.534}
 
 @dataclass(frozen=True)
 class Step:
-    """Step n; times: tⁿ⁺¹, tⁿ, tⁿ⁻¹, …, as many as there are, at most four."""
+    """Step n; times: tⁿ⁺¹, tⁿ, tⁿ⁻¹, …, as many as there are, at most four; lengths: of the steps between them."""
 
     n: int
     times: tuple[float, ...]
+    lengths: tuple[float, ...]
 
     @classmethod
     def of(cls, grid: TimeGrid, n: int) -> Step:
         """Step n of a grid."""
-        return cls(n, tuple(float(t) for t in grid.times[max(0, n - 2) : n + 2][::-1]))
+        first = max(0, n - 2)
+        times, lengths = grid.times[first : n + 2][::-1], grid.steps[first : n + 1][::-1]
+        return cls(n, tuple(float(t) for t in times), tuple(float(dt) for dt in lengths))
 
     @property
     def dt(self) -> float:
         """Its length."""
-        return self.times[0] - self.times[1]
+        return self.lengths[0]
 
     def at(self, level: int) -> float:
         """tⁿ⁺¹⁻ˡᵉᵛᵉˡ; the start, where the interval does not reach back so far."""
@@ -159,7 +162,7 @@ class ThetaScheme:
             now = 1.0 if step.n < damped else theta
             w[0].value, w[1].value = now, 1.0 - now
             if extrapolated:
-                r = 0.0 if step.n == 0 or now == 1.0 else 0.5 * step.dt / (step.times[1] - step.times[2])
+                r = 0.0 if step.n == 0 or now == 1.0 else 0.5 * step.dt / step.lengths[1]
                 e[0].value, e[1].value = 1.0 + r, -r
 
         return draft.finished(G, begin, self.name)
@@ -225,7 +228,7 @@ class BDF:
 
         def begin(step: Step) -> None:
             k = min(order, step.n + 1)
-            nodes = (np.array(step.times[: k + 1]) - step.times[0]) / step.dt
+            nodes = -np.concatenate([[0.0], np.cumsum(step.lengths[:k])]) / step.dt
             slopes = np.zeros(order + 1)
             slopes[: k + 1] = _weights(nodes, 1) / step.dt
             values = np.zeros(order)

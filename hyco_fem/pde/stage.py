@@ -55,6 +55,8 @@ class StageSolver(SteadySolver):
         key_constants: Constants on which the matrices depend.
     """
 
+    _compiles_gradients = False  # of which only some are needed
+
     def __init__(
         self,
         stage: Stage,
@@ -164,14 +166,14 @@ class StageSolver(SteadySolver):
         """Have the factors of ∂G/∂u for derivatives here."""
         self.use(None if self.varying else key)
 
-    def add_to_coefficients(self, wanted: Sequence[bool], out: Sequence[np.ndarray]) -> None:
-        """Add (∂G/∂m_k)ᵀ λ to local values of each coefficient; contributions to ghosts are not yet sent."""
+    def add_to_coefficients(self, out: Sequence[np.ndarray | None]) -> None:
+        """Add (∂G/∂m_k)ᵀ λ to local values of each coefficient, where wanted; contributions to ghosts are not sent."""
         D = self.derivatives
         local(D.multiplier)[:] = local(self.lagrange)
-        for k in range(self.n_coefficients):
-            form = D.gradient_form(k) if wanted[k] else None
+        for k, row in enumerate(out):
+            form = None if row is None else D.gradient_form(k)
             if form is not None:
-                fem.assemble_vector(out[k], form)
+                fem.assemble_vector(row, form)
 
     def add_to_fields(self, out: Sequence[fem.Function]) -> None:
         """Subtract (∂G/∂f)ᵀ λ from local values of each of `fields`; contributions to ghosts are not yet sent."""

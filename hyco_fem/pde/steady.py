@@ -71,6 +71,8 @@ class SteadySolver:
         SolveError: a direct solve needs more memory than there is.
     """
 
+    _compiles_gradients = True
+
     def __init__(
         self,
         F: ufl.Form,
@@ -129,7 +131,7 @@ class SteadySolver:
 
         self.derivatives = Derivatives(F, u, self.coefficients, compiled)
         for k, m in enumerate(self.coefficients):
-            if m not in by_matrix:
+            if m not in by_matrix and self._compiles_gradients:
                 self.derivatives.gradient_form(k)  # compiled now: whoever has coefficients wants adjoints
         self.traces = [
             Trace(m, self.V, self.bcs) if check.is_boundary_value(self.bcs, m) else None for m in coefficients

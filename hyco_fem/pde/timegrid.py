@@ -15,9 +15,14 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
-    """Times t_0 < t_1 < … < t_N of the steps, (N + 1,)."""
+    """Times t_0 < t_1 < … < t_N of the steps, (N + 1,), and their lengths, (N,).
+
+    Equal steps have equal lengths to the last bit, which differences of times have not: by that it is known that a
+    matrix is the same again.
+    """
 
     times: np.ndarray
+    steps: np.ndarray
 
     @classmethod
     def of(cls, interval: Sequence[float], dt: Any) -> TimeGrid:
@@ -46,7 +51,7 @@ class TimeGrid:
                     f"steps of {float(steps):g} do not divide the interval from {start:g} to {end:g}: "
                     f"{length / float(steps):g} of them; take dt={length / n:g}, or give the steps one by one"
                 )
-            return cls(start + length * np.arange(n + 1) / n)
+            return cls(start + length * np.arange(n + 1) / n, np.full(n, length / n))
         if abs(steps.sum() - length) > ROUNDING * steps.min():
             raise ValueError(
                 f"the {len(steps)} steps end at t = {start + steps.sum():g}, and the interval at {end:g}; the steps "
@@ -54,17 +59,12 @@ class TimeGrid:
             )
         times = start + np.concatenate([[0.0], np.cumsum(steps)])
         times[-1] = end
-        return cls(times)
+        return cls(times, steps)
 
     @property
     def n(self) -> int:
         """Number of steps, N."""
         return len(self.times) - 1
-
-    @property
-    def steps(self) -> np.ndarray:
-        """Their lengths, (N,)."""
-        return np.diff(self.times)
 
     @property
     def start(self) -> float:

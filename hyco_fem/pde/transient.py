@@ -24,6 +24,7 @@ import numpy as np
 from dolfinx import fem, la
 from ufl.algorithms.analysis import extract_coefficients
 
+from hyco_fem.pde.batch import StepBatch
 from hyco_fem.pde.check import is_boundary_value
 from hyco_fem.pde.checkpoints import Arrays, Checkpoints, InMemory, OnDisk, StepSize, Storage
 from hyco_fem.pde.linear import SolveError
@@ -152,6 +153,17 @@ class TransientSolver:
         # The earlier value that u is shifted to.  With one stage the next step starts from all that the adjoint needs.
         self._lag_of_u = self._slot(next(older for older, newer in problem.shifts if newer is self.u))
         self._unknown_is_kept = len(unknowns) == 1
+        self._batch: StepBatch | None = None
+        if self._unknown_is_kept and self._own[0]:
+            constants = [*problem.weights, *(t for t, _ in problem.times)]
+            self._batch = StepBatch(self.stages[0], self._chain(), [f for f, _, _ in problem.levels], constants)
+
+    def _chain(self) -> list[fem.Function]:
+        """The unknown and its earlier values, newest first."""
+        chain = [self.u]
+        while (older := next((a for a, b in self.problem.shifts if b is chain[-1]), None)) is not None:
+            chain.append(older)
+        return chain
 
     # -- forward -------------------------------------------------------------------------------------------
 
@@ -388,7 +400,10 @@ class TransientSolver:
         with self._at(state):
             for bar in self._bars:
                 local(bar)[:] = 0.0
+            self._views: dict[tuple[int, int], np.ndarray] = {}
             self._sweep_back(state, watches, wanted, sums)
+            if self._batch is not None:
+                self._batch.flush()
             out: list[np.ndarray | None] = []
             for m, rows, part in zip(self.coefficients, sums, self.parts, strict=True):
                 if rows is None:
@@ -456,14 +471,27 @@ class TransientSolver:
             stage.ready(self._key(stage, self._step))
             stage.multiplier(gradient)
             local(bar)[:] = 0.0
-            rows = [None if sums[k] is None else sums[k][self._row(k, n)] for k in self._own[s]]  # type: ignore[index]
-            stage.add_to_coefficients([r is not None for r in rows], rows)  # type: ignore[arg-type]
+            rows = [self._sum_of(sums, k, n) for k in self._own[s]]
+            if self._batch is None:
+                stage.add_to_coefficients(rows)
+            else:
+                self._batch.add(rows)
             self._add_traces(stage, gradient, rows)
             into = [self._bars[i] for i in self._slots[s]]
             stage.add_to_fields(into)
             for f in into:
                 self._send(f)
         self.counts["adjoint"] += 1
+
+    def _sum_of(self, sums: Sequence[np.ndarray | None], k: int, n: int) -> np.ndarray | None:
+        """Where the gradient by coefficient k in step n is added up: the same object for steps with the same row."""
+        table = sums[k]
+        if table is None:
+            return None
+        key = k, self._row(k, n)
+        if key not in self._views:
+            self._views[key] = table[key[1]]
+        return self._views[key]
 
     def _add_traces(self, stage: StageSolver, gradient: np.ndarray, rows: Sequence[np.ndarray | None]) -> None:
         """The part of coefficients that are boundary values: (ū − (∂G/∂u)ᵀ λ) on them, with the sign of the sums."""
