@@ -1,19 +1,21 @@
 """What does a gradient through time cost, in solves of the same problem, and what memory do the steps take?
 
 The heat equation ∂u/∂t = ∇·(κ ∇u) + f with an unknown field κ (Gaussian bumps) on a unit square of P1 triangles, by
-Crank–Nicolson: one factorisation for all steps.  For each schedule of checkpoints the ratio (value + gradient) / value
-is told, both of the misfit at sensors in space and time, and the bytes that the kept steps take.
+Crank–Nicolson: one factorisation for all steps.  The value is all of it, from θ to the misfit at 100 sensors in space
+and time.  For each schedule of checkpoints,
 
-    python3 benchmarks/transient_cost.py [--cells 130] [--steps 200] [--repeats 5]
+    memory, revolve, budget, disk    (value + gradient) / value
+    …_kept_mb                        what the kept steps take in memory
+
+Shortest processor times, in turn, with other parameters each time.  All gradients are checked against each other.
+
+    python3 benchmarks/transient_cost.py [--cells 130] [--steps 200] [--snapshots 10] [--budget "2 MB"]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 
 from mpi4py import MPI
 
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 import ufl
 from dolfinx import fem, mesh
+from poisson import shortest
 from ufl import dx, grad, inner
 
 import hyco_fem as hf
@@ -28,7 +31,7 @@ import hyco_fem as hf
 
 def model_of(cells: int, steps: int, checkpoints: object) -> tuple[hf.TransientModel, hf.Data]:
     """The model, and data at 100 sensors in space and time."""
-    square = mesh.create_unit_square(MPI.COMM_WORLD, cells, cells)
+    square = mesh.create_unit_square(MPI.COMM_SELF, cells, cells)
     V = fem.functionspace(square, ("Lagrange", 1))
     u, u_t, v = fem.Function(V, name="u"), fem.Function(V, name="u_t"), ufl.TestFunction(V)
     kappa = fem.Function(V, name="kappa")
@@ -45,77 +48,68 @@ def model_of(cells: int, steps: int, checkpoints: object) -> tuple[hf.TransientM
     return model, hf.Data(points, np.zeros(100))
 
 
-def seconds(job: Callable[[], object], comm: MPI.Comm) -> float:
-    """Of the slowest rank."""
-    comm.Barrier()
-    start = time.perf_counter()
-    job()
-    return comm.allreduce(time.perf_counter() - start, op=MPI.MAX)
+class Problem:
+    """The model with one schedule: its value, and value and gradient, at ever new θ."""
 
+    def __init__(self, cells: int, steps: int, checkpoints: object) -> None:
+        self.model, self.data = model_of(cells, steps, checkpoints)
+        self.theta = list(self.model.parameters())
+        self._start = [p.detach().clone() for p in self.theta]
+        self.kept = 0
 
-def measure(cells: int, steps: int, checkpoints: object, repeats: int) -> dict[str, object]:
-    """Ratio and memory for one schedule."""
-    model, data = model_of(cells, steps, checkpoints)
-    theta = list(model.parameters())
-
-    def move() -> None:
-        # Another θ each time, or the factors of the last one would serve.
+    def move(self, k: int) -> None:
+        """To another θ: at the same one the last factors would serve again."""
         with torch.no_grad():
-            for p in theta:
-                p.mul_(1.0 + 1e-6)
+            for p, start in zip(self.theta, self._start, strict=True):
+                p.copy_(start * (1.0 + 1e-6 * k))
 
-    def value() -> torch.Tensor:
-        return data.local_misfit(model(data.points))
+    def value(self) -> torch.Tensor:
+        """The misfit."""
+        return self.data.local_misfit(self.model(self.data.points))
 
-    kept = 0
-
-    def value_and_gradient() -> None:
-        nonlocal kept
-        J = value()
-        kept = max(kept, model.solver.state.storage.bytes)
+    def value_and_gradient(self) -> np.ndarray:
+        """∇ of the misfit by all parameters."""
+        for p in self.theta:
+            p.grad = None
+        J = self.value()
+        self.kept = max(self.kept, self.model.solver.state.storage.bytes)
         J.backward()
-        hf.parallel.sum_gradients(theta, model.comm)
+        return np.concatenate([p.grad.numpy().ravel() for p in self.theta])
 
-    value_and_gradient()  # compiles, and fills caches
-    ratios, times = [], []
-    for _ in range(repeats):
-        move()
-        alone = seconds(value, model.comm)
-        move()
-        both = seconds(value_and_gradient, model.comm)
-        ratios.append(both / alone)
-        times.append(alone)
-    index_map = model.V.dofmap.index_map
-    result = {
-        "benchmark": "transient_cost",
-        "dofs": index_map.size_global,
-        "steps": steps,
-        "ranks": model.comm.size,
-        "checkpoints": type(model.solver.checkpoints).__name__,
-        "snapshots": getattr(model.solver.checkpoints, "snapshots", steps),
-        "value_s": round(statistics.median(times), 4),
-        "ratio": round(statistics.median(ratios), 3),
-        "kept_mb": round(kept / 1e6, 2),
+
+def report(cells: int, steps: int, snapshots: int, budget: str, seconds: float) -> dict[str, object]:
+    """Ratios and memory of all schedules."""
+    schedules = {
+        "memory": hf.InMemory(),
+        "revolve": hf.Revolve(snapshots),
+        "budget": hf.MemoryBudget(budget),
+        "disk": hf.OnDisk(),
     }
-    if isinstance(checkpoints, hf.MemoryBudget):
-        result["budget_mb"] = checkpoints.bytes / 1e6
-    model.close()
-    return result
-
-
-def main() -> None:
-    """All schedules, one JSON line each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=130, help="along each side: 130 give 17 161 dofs")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    hf.limit_threads()
-    for checkpoints in (hf.InMemory(), hf.Revolve(10), hf.MemoryBudget("2 MB"), hf.OnDisk()):
-        line = measure(arguments.cells, arguments.steps, checkpoints, arguments.repeats)
-        if MPI.COMM_WORLD.rank == 0:
-            print(json.dumps(line), flush=True)
+    problems = {name: Problem(cells, steps, schedule) for name, schedule in schedules.items()}
+    expected = problems["memory"].value_and_gradient()
+    for problem in problems.values():  # also compiles and fills caches
+        problem.value()
+        np.testing.assert_allclose(problem.value_and_gradient(), expected, rtol=1e-10)
+    calls = {"value": problems["memory"].value} | {n: p.value_and_gradient for n, p in problems.items()}
+    time = shortest(calls, seconds, before=lambda k: [p.move(k) for p in problems.values()])
+    found: dict[str, object] = {"dofs": problems["memory"].model.V.dofmap.index_map.size_global, "steps": steps}
+    found["value_s"] = round(time["value"], 3)
+    for name, problem in problems.items():
+        found[name] = round(time[name] / time["value"], 3)
+        found[f"{name}_kept_mb"] = round(problem.kept / 1e6, 2)
+    found["budget_mb"] = hf.MemoryBudget(budget).bytes / 1e6
+    found["budget_is"] = problems["budget"].model.solver.checkpoints.describe(problems["budget"].model.solver.size)
+    found["solver"] = problems["memory"].model.description
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=130, help="squares along a side: 130 give 17 161 dofs")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--snapshots", type=int, default=10, help="checkpoints of Revolve")
+    parser.add_argument("--budget", default="2 MB", help="of the schedule that is chosen from it")
+    parser.add_argument("--seconds", type=float, default=40.0, help="how long to time")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps(report(options.cells, options.steps, options.snapshots, options.budget, options.seconds)))
