@@ -57,6 +57,7 @@ class _Local:
         if self._scipy.shape[1] > self._n:  # columns for further ghosts, with nothing in them: share all but the shape
             C = self._scipy
             self._scipy = type(C)((C.data, C.indices, C.indptr), shape=(C.shape[0], self._n))
+        self._transposed = self._scipy.T  # likewise
 
     def assemble(self) -> None:
         self._matrix.data[:] = 0.0
@@ -66,13 +67,13 @@ class _Local:
         return to_owned(self._rows, np.asfortranarray(self._scipy @ to_local(self._columns, X)))
 
     def transposed_times(self, X: np.ndarray) -> np.ndarray:
-        return to_owned(self._columns, np.asfortranarray(self._scipy.T @ to_local(self._rows, X)))
+        return to_owned(self._columns, np.asfortranarray(self._transposed @ to_local(self._rows, X)))
 
     def local_times(self, x: np.ndarray) -> np.ndarray:
         return self._scipy @ x
 
     def local_transposed_times(self, x: np.ndarray) -> np.ndarray:
-        return self._scipy.T @ x
+        return self._transposed @ x
 
     def close(self) -> None:
         pass
