@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from hyco_fem.bridge.dofs import owned_size
+from hyco_fem.bridge.spacetime import Snapshots
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import is_distributed, raise_together, sum_array, sum_gradients, sum_over_ranks
 
 # A linear term of the remainder that makes a gradient wrong, relative to the derivative along the direction.
@@ -45,7 +47,7 @@ class TaylorResult:
 
 
 def taylor_test(
-    model: PhysicalModel | Callable[[], Tensor],
+    model: PhysicalModel | TransientModel | Callable[[], Tensor],
     parameters: Iterable[nn.Parameter] | None = None,
     *,
     comm: MPI.Comm | None = None,
@@ -55,8 +57,8 @@ def taylor_test(
     """Taylor test of a gradient in a random direction d with |d_i| ~ max(|θ_i|, 0.1).
 
     Args:
-        model: A physical model; a smooth functional of its solution is then tested.  Or a function without arguments
-            that returns a differentiable number: this rank's summand, `sum_over_ranks` is applied here.
+        model: A physical model, steady or in time; a smooth functional of its solution is then tested.  Or a function
+            without arguments that returns a differentiable number: this rank's summand, `sum_over_ranks` is applied.
         parameters: θ; those of the model by default.
         comm: Communicator; that of the model by default.
         steps: Sizes h, falling.
@@ -67,7 +69,7 @@ def taylor_test(
 
     Collective.
     """
-    if isinstance(model, PhysicalModel):
+    if isinstance(model, (PhysicalModel, TransientModel)):
         parameters = model.parameters() if parameters is None else parameters
         comm = model.comm if comm is None else comm
         objective = _functional(model)
@@ -143,36 +145,60 @@ def _direction(p: nn.Parameter, k: int, seed: int, comm: MPI.Comm) -> Tensor:
     return d * p.detach().abs().clamp(min=0.1)
 
 
-def _functional(model: PhysicalModel) -> Callable[[], Tensor]:
-    """½ mean_i w_i u_i² over the dofs with random w_i in (1, 2): smooth, sensitive to all of the solution."""
+def _functional(model: PhysicalModel | TransientModel) -> Callable[[], Tensor]:
+    """½ mean_i w_i u_i² over the dofs with random w_i in (1, 2): smooth, sensitive to all of the solution.
+
+    Of a model in time, the mean over its output times too.
+    """
     V = model.V
     size = V.dofmap.index_map.size_global * V.dofmap.index_map_bs
+    if isinstance(model, TransientModel):
+        size *= len(model.times)
     weight = torch.from_numpy(np.random.default_rng((5, model.comm.rank)).uniform(1.0, 2.0, owned_size(V))) / size
     return lambda: 0.5 * (weight * model.solve().square()).sum()
 
 
-def dot_product_test(model: PhysicalModel, *, seed: int = 0) -> float:
+def dot_product_test(model: PhysicalModel | TransientModel, *, seed: int = 0) -> float:
     """|⟨T δm, w⟩ − ⟨δm, Tᵀ w⟩| relative to the larger, for random δm and w: zero up to rounding.
 
-    T is the tangent of m ↦ u at the current θ; one forward, one tangent and one adjoint solve.  Collective.
+    T is the tangent of m ↦ u at the current θ; one forward, one tangent and one adjoint solve.  For a model in time, u
+    is that at all output times, and m has the initial value in it where that is unknown.  Collective.
 
     Raises:
-        ValueError: the model has no coefficient.
+        ValueError: the model has no coefficient (and no unknown initial value).
     """
-    comm = model.comm
-    solver = model.solver
-    if not solver.coefficients:
+    comm, solver = model.comm, model.solver
+    if not solver.coefficients and getattr(solver, "initial", None) is None:
         raise ValueError("the model has no coefficient, so there is no tangent to test")
     rng = np.random.default_rng((seed, comm.rank))
+    pairing = _pairing_in_time if isinstance(model, TransientModel) else _pairing
+    forward, backward = sum_array(comm, np.array(pairing(model, rng)))  # type: ignore[operator]
+    return float(abs(forward - backward) / max(abs(forward), abs(backward), 1e-300))
+
+
+def _pairing(model: PhysicalModel, rng: np.random.Generator) -> tuple[float, float]:
+    """⟨T δm, w⟩ and ⟨δm, Tᵀ w⟩, this rank's summands."""
+    solver = model.solver
     solver.forward([v.detach().numpy() for v in model.coefficient_values()])
-    state = solver.state
     dm = [rng.standard_normal(owned_size(m.function_space)) for m in solver.coefficients]
     w = rng.standard_normal(owned_size(model.V))
-    found = solver.adjoint(state, w)
-    forward = float(solver.tangent(state, dm) @ w)
-    backward = sum(float(g @ d) for g, d in zip(found, dm, strict=True) if g is not None)
-    forward, backward = sum_array(comm, np.array([forward, backward]))
-    return float(abs(forward - backward) / max(abs(forward), abs(backward), 1e-300))
+    found = solver.adjoint(solver.state, w)
+    forward = float(solver.tangent(solver.state, dm) @ w)
+    return forward, sum(float(g @ d) for g, d in zip(found, dm, strict=True) if g is not None)
+
+
+def _pairing_in_time(model: TransientModel, rng: np.random.Generator) -> tuple[float, float]:
+    """The same through time, for the field at the output times."""
+    solver = model.solver
+    field = Snapshots(np.searchsorted(model.steps, model.times), owned_size(model.V))
+    values = [v.detach().numpy() for v in model.inputs()]
+    solver.forward(values)
+    dm = [rng.standard_normal(v.shape) for v in values]
+    w, moved = rng.standard_normal(field.shape), field.watch()
+    found = solver.adjoint(solver.state, [field.source(w)])
+    solver.tangent(solver.state, [d[..., None] for d in dm], [moved])
+    forward = float((moved.values * w).sum())
+    return forward, sum(float((g * d).sum()) for g, d in zip(found, dm, strict=True) if g is not None)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,28 @@ def test_the_objective_of_a_solution_is_zero(comm: MPI.Comm, name: str, cell: me
         assert terms[2] > 1e-4
 
 
+@pytest.mark.parametrize("fixed", [0.0, 1.0])
+def test_the_objective_of_a_solution_on_an_interval_is_zero(comm: MPI.Comm, fixed: float) -> None:
+    """κ = 1 + x, u = x² + x: its flux to the outside is −1 on the left and 6 on the right."""
+    domain = mesh.create_unit_interval(comm, 5)
+    x = ufl.SpatialCoordinate(domain)[0]
+    ends = [mesh.locate_entities_boundary(domain, 0, lambda x, e=e: np.isclose(x[0], e)) for e in (0.0, 1.0)]
+    fixed_end, free_end = (ends[int(fixed)], ends[1 - int(fixed)])
+    exact = Formula(lambda x: x**2 + x)
+    known = {"kappa": Formula(lambda x: 1 + x), "f": Formula(lambda x: -3 - 4 * x)}
+    flux = {0.0: 6.0, 1.0: -1.0}[fixed]
+    value = {0.0: 2.0, 1.0: 0.0}[fixed]
+    for natural in (hf.Flux(flux, free_end), hf.Robin(2.0, value + flux / 2.0, free_end)):
+        conditions = [hf.Dirichlet(x**2 + x, fixed_end), natural]
+        problem = hf.catalogue.poisson(domain, degree=2, kappa=1 + x, f=-3 - 4 * x, conditions=conditions)
+        options: dict[str, Any] = {"conditions": conditions, "collocation": GHOSTS}
+        assert objective(hf.PINN(problem, exact, known, **options)) < 1e-20
+        # Raised by 0.1 the field misses the value, and of the natural conditions that of Robin by 0.2.
+        higher = Formula(lambda x: x**2 + x + 0.1)
+        missed = 0.01 + 0.04 * isinstance(natural, hf.Robin)
+        assert objective(hf.PINN(problem, higher, known, **options)) == pytest.approx(missed)
+
+
 def test_without_a_condition_the_flux_is_zero(comm: MPI.Comm) -> None:
     """u = x solves −Δu = 0 with u given left and right, and its flux through the other sides is zero; u = x + y not."""
     domain = square(comm, 4)

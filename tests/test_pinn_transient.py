@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from mpi4py import MPI
@@ -29,26 +28,9 @@ from hyco_fem.pde.problem import Draft
 GHOSTS = hf.RandomGhosts(60, fixed=True)
 
 
-@dataclass(eq=False)
-class Transient:
-    """A problem by hand: what a PINN needs of a TransientProblem."""
-
-    name: str
-    F: ufl.Form
-    u: fem.Function
-    u_t: fem.Function
-    t: fem.Constant
-    bcs: list = field(default_factory=list)
-    initial: Any = None
-    coefficients: dict = field(default_factory=dict)
-    time_values: dict = field(default_factory=dict)
-    observed: Any = None
-    positive: tuple = ()
-
-
 def heat(
     domain: mesh.Mesh, *, degree: int = 1, kappa: Any = 1.0, f: Any = 0.0, conditions: Any = (), initial: Any = 0.0
-) -> Transient:
+) -> hf.TransientProblem:
     """∂ₜu − ∇·(κ∇u) = f; conditions may be functions of the time, and time_values are added by the tests."""
     t = fem.Constant(domain, 0.0)
     conditions = conditions(t) if callable(conditions) else conditions
@@ -59,14 +41,9 @@ def heat(
     u_t = fem.Function(u.function_space, name="u_t")
     F = (u_t * v + kappa * ufl.inner(ufl.grad(u), ufl.grad(v)) - f * v) * draft.dx + draft.natural(u, v)
     bcs = draft.essential(u.function_space)
-    return Transient("heat", F, u, u_t, t, bcs, initial, draft.coefficients, positive=tuple(draft.positive))
-
-
-def space_time(domain: mesh.Mesh, x: np.ndarray, t: np.ndarray) -> hf.Points:
-    """Points (x, t), time last."""
-    points = copy.copy(hf.Points(domain, x))
-    points.x = torch.cat([points.x, torch.from_numpy(np.asarray(t))[points.index, None]], dim=1)
-    return points
+    return hf.TransientProblem(
+        "heat", F, u, u_t, t, bcs, initial, coefficients=draft.coefficients, positive=tuple(draft.positive)
+    )
 
 
 def objective(pinn: hf.PINN) -> float:
@@ -80,7 +57,7 @@ def terms(pinn: hf.PINN, number: int = 0) -> np.ndarray:
 # -- the objective ---------------------------------------------------------------------------------------------
 
 
-def moving_case(domain: mesh.Mesh) -> tuple[Transient, list, Formula, dict[str, Any]]:
+def moving_case(domain: mesh.Mesh) -> tuple[hf.TransientProblem, list, Formula, dict[str, Any]]:
     """κ = 1 + x, u = (1 + t)(x² + y²): Dirichlet left, flux right and above, Robin below, all of them in time."""
     x = ufl.SpatialCoordinate(domain)
     kappa, conditions = 1 + x[0], []
@@ -99,7 +76,7 @@ def moving_case(domain: mesh.Mesh) -> tuple[Transient, list, Formula, dict[str, 
         return conditions
 
     problem = heat(domain, degree=2, kappa=kappa, conditions=in_time, initial=1.5 * (x[0] ** 2 + x[1] ** 2))
-    problem.time_values = {g: (1 + problem.t) * (x[0] ** 2 + x[1] ** 2)}
+    problem.time_values[g] = (1 + problem.t) * (x[0] ** 2 + x[1] ** 2)
     known = {
         "kappa": Formula(lambda x, y: 1 + x),
         "f": InTime(Formula(lambda x, y, t: x**2 + y**2 - (1 + t) * (4 + 6 * x))),
@@ -137,6 +114,21 @@ def test_the_problem_is_left_as_it_was(comm: MPI.Comm) -> None:
     assert (g.x.array == 7.0).all()
 
 
+def test_boundary_values_in_time_may_be_python_functions(comm: MPI.Comm) -> None:
+    problem, conditions, exact, known = moving_case(square(comm, 3))
+    (g,) = problem.time_values
+    problem.time_values[g] = lambda x, t: (1 + t) * (x[0] ** 2 + x[1] ** 2)
+    pinn = hf.PINN(problem, exact, known, conditions=conditions, interval=(0.5, 2.0))
+    np.testing.assert_allclose(terms(pinn), 0.0, atol=1e-20)
+    problem.time_values[g] = lambda x, t: t * (x[0] ** 2 + x[1] ** 2)
+    missed = terms(hf.PINN(problem, exact, known, conditions=conditions, interval=(0.5, 2.0)))
+    # On the left y = 0, 1/6, …, 1: the mean of y⁴ over the seven dofs there.
+    assert missed[2] == pytest.approx(((np.arange(7) / 6) ** 4).mean())
+    problem.time_values[g] = 1.0
+    with pytest.raises(TypeError, match=r"the value of 'g' in time must be a UFL expression with t, or a function"):
+        hf.PINN(problem, exact, known, conditions=conditions, interval=(0.5, 2.0))
+
+
 def test_of_a_wave_the_flux_is_that_of_the_displacement(comm: MPI.Comm) -> None:
     """u = cos πx cos πt between free ends; a field with another slope at the ends misses the condition."""
     domain = mesh.create_unit_interval(comm, 6)
@@ -145,7 +137,7 @@ def test_of_a_wave_the_flux_is_that_of_the_displacement(comm: MPI.Comm) -> None:
     x = ufl.SpatialCoordinate(domain)
     F = (ufl.inner(u_t, v) + ufl.inner(ufl.grad(u[0]), ufl.grad(v[1])) - u[1] * v[0]) * ufl.dx
     initial = ufl.as_vector([x[0] ** 2 * (1 - x[0] / 1.5), 0.0])
-    problem = Transient("wave", F, u, u_t, fem.Constant(domain, 0.0), initial=initial)
+    problem = hf.TransientProblem("wave", F, u, u_t, fem.Constant(domain, 0.0), initial=initial)
     pi = np.pi
     exact = (
         lambda x, t: torch.cos(pi * x) * torch.cos(pi * t),
@@ -172,7 +164,7 @@ def test_a_part_of_a_mixed_space_is_asked_for_its_own_flux(comm: MPI.Comm) -> No
     u, u_t = fem.Function(V, name="u"), fem.Function(V)
     v = ufl.TestFunction(V)
     F = (ufl.inner(u_t, v) + u[0].dx(0) * v[1].dx(0) - u[1] * v[0]) * ufl.dx
-    problem = Transient(
+    problem = hf.TransientProblem(
         "wave", F, u, u_t, fem.Constant(domain, 0.0), initial=(ufl.SpatialCoordinate(domain)[0] ** 2, 0.5)
     )
     net = Formula(lambda x, t: 0.1 * x, lambda x, t: 0.3 * x)
@@ -185,12 +177,13 @@ def test_a_part_of_a_mixed_space_is_asked_for_its_own_flux(comm: MPI.Comm) -> No
 def test_hard_boundary_values_are_not_asked_for_again(comm: MPI.Comm) -> None:
     domain = square(comm, 3)
     problem = heat(domain, conditions=[hf.Dirichlet(0.0)])
-    distance = hf.box_distance(hf.bounding_box(domain))
+    distance, times = hf.box_distance(hf.bounding_box(domain)), (0.0, 1.0)
     nets = [
-        hf.HardBoundary(hf.MLP(3, width=6), lambda z: distance(z[:, :2])),
+        hf.HardBoundary(hf.MLP(3, width=6), distance, interval=times, initial=0.0),
         hf.MLP(3, width=6),
-        hf.HardBoundary(hf.MLP(3, width=6), lambda z: distance(z[:, :2]), value=1.0),
+        hf.HardBoundary(hf.MLP(3, width=6), distance, value=1.0, interval=times),
     ]
+    assert terms(hf.PINN(problem, nets[0], interval=times))[3] == 0.0, "the start neither"
     boundary = [terms(hf.PINN(problem, net, interval=(0.0, 1.0)))[2] for net in nets]
     assert boundary[0] == 0.0
     assert boundary[1] > 1e-6
@@ -256,7 +249,7 @@ def test_points_are_uniform_in_space_and_time(comm: MPI.Comm) -> None:
     n = 4000
     pinn = hf.PINN(problem, hf.MLP(3, width=4), collocation=hf.RandomGhosts(n, seed=3), interval=(-1.0, 3.0))
     points = pinn.points(1)
-    z = points.gather(pinn._places(points, 1))
+    z = points.gather(points.x)
     # Each coordinate has the moments of a uniform one, and they are not correlated (five standard errors).
     scaled = (z - [0.0, 0.0, -1.0]) / [1.0, 1.0, 4.0]
     assert (scaled > 0).all()
@@ -279,14 +272,14 @@ def test_times_are_drawn_anew_unless_points_are_fixed(comm: MPI.Comm) -> None:
         assert np.array_equal(first, second) == fixed
         # One in each quarter.
         np.testing.assert_array_equal(np.floor(second / 0.5), [0, 1, 2, 3])
-        places = [pinn.points(i).gather(pinn._places(pinn.points(i), i)[:, 2]) for i in (1, 2)]
+        places = [pinn.points(i).gather(pinn.points(i).t) for i in (1, 2)]
         assert np.array_equal(*places) == fixed
 
 
 # -- training --------------------------------------------------------------------------------------------------
 
 
-def rod(comm: MPI.Comm, n: int = 20) -> tuple[Transient, hf.Data]:
+def rod(comm: MPI.Comm, n: int = 20) -> tuple[hf.TransientProblem, hf.Data]:
     """∂ₜu = κ u'' on a rod with κ = 0.15: u = exp(−κπ²t) sin πx, seen by six sensors at eight times with noise."""
     domain = mesh.create_unit_interval(comm, n)
     x = ufl.SpatialCoordinate(domain)
@@ -294,7 +287,7 @@ def rod(comm: MPI.Comm, n: int = 20) -> tuple[Transient, hf.Data]:
     places, times = (a.ravel() for a in np.meshgrid(np.linspace(0.1, 0.9, 6), np.linspace(0.1, 1.0, 8)))
     noise = 0.02 * np.random.default_rng(1).standard_normal(len(places))
     values = np.exp(-0.15 * np.pi**2 * times) * np.sin(np.pi * places) + noise
-    return problem, hf.Data(space_time(domain, places[:, None], times), values, 0.02)
+    return problem, hf.Data(hf.SpaceTimePoints(domain, places[:, None], times), values, 0.02)
 
 
 def test_a_pinn_finds_a_coefficient(comm: MPI.Comm) -> None:
@@ -338,7 +331,9 @@ def test_the_number_of_ranks_does_not_matter(comm: MPI.Comm) -> None:
     def build(part: MPI.Comm) -> dict[str, Any]:
         problem, conditions, _, known = moving_case(square(part, 4))
         rng = np.random.default_rng(2)
-        points = space_time(problem.u.function_space.mesh, rng.uniform(0.1, 0.9, (9, 2)), rng.uniform(0.1, 0.9, 9))
+        points = hf.SpaceTimePoints(
+            problem.u.function_space.mesh, rng.uniform(0.1, 0.9, (9, 2)), rng.uniform(0.1, 0.9, 9)
+        )
         bumps = hf.GaussianBumps([0.5], [[0.4, 0.6]], 0.4, background=1.0)
         pinn = hf.PINN(
             problem,
@@ -376,7 +371,7 @@ def test_the_number_of_ranks_does_not_matter(comm: MPI.Comm) -> None:
             r"'kappa' of heat cannot be evaluated.*mark one of \(x, t\) by InTime",
         ),
         ({"coefficients": {"c": 1.0}}, "heat has no coefficient named 'c'"),
-        ({"collocation": hf.DofGhosts()}, "depend on the partition: use RandomGhosts"),
+        ({"collocation": hf.DofGhosts()}, "DofGhosts are for steady models; use RandomGhosts"),
         ({"initial": (0.0, 1.0)}, "the initial value has 2 components, the unknown has 1"),
         ({"boundary_times": 0}, "boundary_times must be a whole number of at least 1"),
         ({"initial": lambda x: x}, r"the initial value of heat has shape \(16, 2\) at 16 points, not \(16, 1\)"),
@@ -393,9 +388,9 @@ def test_fields_and_data_that_do_not_fit_are_named(comm: MPI.Comm) -> None:
     problem = heat(domain)
     x = np.array([[0.2, 0.3], [0.7, 0.6]])
     options: dict[str, Any] = {"interval": (0.0, 1.0)}
-    with pytest.raises(ValueError, match=r"needs them at \(x, t\): hyco_fem.SpaceTimePoints"):
+    with pytest.raises(TypeError, match=r"are at Points; .* needs them at \(x, t\): hyco_fem.SpaceTimePoints"):
         hf.PINN(problem, hf.MLP(3), data=hf.Data(hf.Points(domain, x), [1.0, 2.0]), **options)
-    late = hf.Data(space_time(domain, x, np.array([0.5, 1.5])), [1.0, 2.0])
+    late = hf.Data(hf.SpaceTimePoints(domain, x, np.array([0.5, 1.5])), [1.0, 2.0])
     with pytest.raises(ValueError, match=r"sensor 1 is at time 1\.5, outside the interval from 0 to 1"):
         hf.PINN(problem, hf.MLP(3), data=late, **options)
     nodal = hf.NodalField(fem.functionspace(domain, ("Lagrange", 1)), 1.0)
@@ -409,15 +404,14 @@ def test_fields_and_data_that_do_not_fit_are_named(comm: MPI.Comm) -> None:
             **options,
         )
     moving = heat(domain, f=fem.Function(fem.functionspace(domain, ("DG", 0)), name="f"))
-    moving.time_values = {moving.coefficients["f"]: moving.t * ufl.SpatialCoordinate(domain)[0]}
+    moving.time_values[moving.coefficients["f"]] = moving.t * ufl.SpatialCoordinate(domain)[0]
     with pytest.raises(ValueError, match=r"heat needs 'f' as functions.*InTime\(lambda z"):
         hf.PINN(moving, hf.MLP(3), **options)
 
 
 def test_a_flow_in_time_and_a_steady_problem_in_time_are_refused(comm: MPI.Comm) -> None:
     domain = square(comm, 3)
-    problem = heat(domain)
-    problem.name = "transient_navier_stokes"
+    problem = replace(heat(domain), name="transient_navier_stokes")
     with pytest.raises(ValueError, match=r"no strong form in time of 'transient_navier_stokes'.*Hyco"):
         hf.PINN(problem, hf.MLP(3), interval=(0.0, 1.0))
     steady = hf.catalogue.poisson(domain)
@@ -425,5 +419,11 @@ def test_a_flow_in_time_and_a_steady_problem_in_time_are_refused(comm: MPI.Comm)
         hf.PINN(steady, hf.MLP(2), interval=(0.0, 1.0))
     with pytest.raises(TypeError, match="TransientPINN needs a TransientProblem"):
         TransientPINN(steady, hf.MLP(3), interval=(0.0, 1.0))
+    model = hf.TransientModel(problem.F, problem.u, problem.u_t, t=problem.t, interval=(0.0, 1.0), dt=0.5)
+    for physical in (problem, model):
+        with pytest.raises(
+            TypeError, match="VariationalPINN is for steady problems: for one in time use hyco_fem.PINN"
+        ):
+            hf.VariationalPINN(physical, hf.MLP(2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the weight initial must be finite and not negative"):
         hf.PINNWeights(initial=-1.0)

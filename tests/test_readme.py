@@ -49,3 +49,10 @@ def test_best_responses_tell_how_far_they_can_be_trusted(
     assert "Nash equilibrium" in printed
     assert "95% in [" in printed
     assert names["result"].history[-1].misfit_physical < 2.0
+
+
+def test_a_pde_in_time_is_played_like_any_other(comm: MPI.Comm, capsys: pytest.CaptureFixture) -> None:
+    names = run(BLOCKS[3].replace("rounds=20", "rounds=2"))
+    assert "Crank–Nicolson, 50 steps" in capsys.readouterr().out
+    assert names["result"].rounds == 2
+    assert names["sensors"].n == 44

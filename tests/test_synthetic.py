@@ -11,8 +11,9 @@ from mpi4py import MPI
 import numpy as np
 import pytest
 import torch
+import ufl
 from cases import distorted_quadrilaterals
-from dolfinx import mesh
+from dolfinx import fem, mesh
 from torch import Tensor, nn
 
 import hyco_fem as hf
@@ -239,6 +240,102 @@ def test_hard_boundary_values_can_be_trained_and_take_a_column() -> None:
         np.testing.assert_allclose(u(X[:n]).detach(), expected[:n].detach(), rtol=1e-14)
 
 
+# -- in time ---------------------------------------------------------------------------------------------------
+
+TIMES = (0.5, 2.5)
+BOX_IN_TIME = np.column_stack([BOX, TIMES])
+
+
+def in_time(comm: MPI.Comm) -> hf.TransientModel:
+    """The heat equation on BOX from 0.5 to 2.5."""
+    domain = mesh.create_rectangle(comm, BOX.tolist(), [5, 4])
+    V = fem.functionspace(domain, ("Lagrange", 1))
+    u, u_t, v = fem.Function(V), fem.Function(V), ufl.TestFunction(V)
+    F = u_t * v * ufl.dx + ufl.inner(ufl.grad(u), ufl.grad(v)) * ufl.dx
+    return hf.TransientModel(F, u, u_t, interval=TIMES, dt=0.25, initial=1.0)
+
+
+def test_the_box_of_a_model_in_time_is_that_of_its_mesh_and_its_interval(comm: MPI.Comm) -> None:
+    model = in_time(comm)
+    np.testing.assert_array_equal(hf.bounding_box(model.domain), BOX_IN_TIME)
+    np.testing.assert_array_equal(hf.bounding_box(model.V.mesh, TIMES), BOX_IN_TIME)
+    scaled = hf.InputScaling(nn.Identity(), hf.bounding_box(model.domain))
+    z = hf.RandomGhosts(500, seed=1).on(model.domain).draw(1)
+    found = z.gather(scaled(z.x))
+    assert (np.abs(found) <= 1).all()
+    # Each column, time too, is uniform in [−1, 1]: five standard errors.
+    np.testing.assert_allclose(found.mean(axis=0), 0.0, atol=5 / np.sqrt(3 * 500))
+    np.testing.assert_allclose((found**2).mean(axis=0), 1 / 3, atol=5 * np.sqrt(4 / 45 / 500))
+
+
+NETWORKS_IN_TIME: dict[str, Callable[[], nn.Module]] = {
+    "MLP": lambda: hf.MLP(3, width=16, depth=2),
+    "ResNet": lambda: hf.ResNet(3, width=16, blocks=1, activation="tanh"),
+    "ShallowNet": lambda: hf.ShallowNet(3, neurons=40),
+    "ShallowNet, radial": lambda: hf.ShallowNet(3, neurons=40, activation="gaussian"),
+    "FourierFeatures": lambda: hf.FourierFeatures(3, hf.MLP(32, width=8, depth=1), features=16, scale=0.2),
+    "NeuralODE": lambda: hf.NeuralODE(3, width=8, layers=2, augment=2),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS_IN_TIME)
+def test_a_network_of_space_and_time_learns_a_field_that_moves(comm: MPI.Comm, name: str) -> None:
+    """A wave that runs through BOX, from sensors at points (x, t); half of its size is missed at first."""
+    domain = in_time(comm).domain
+    network = hf.InputScaling(NETWORKS_IN_TIME[name](), hf.bounding_box(domain))
+    points = hf.RandomGhosts(150, seed=2).on(domain).draw(1)
+    truth = lambda z: torch.sin(z[:, 0] + 0.5 * z[:, 1] - z[:, 2])  # noqa: E731
+    data = hf.Data(points, points.gather(truth(points.x)))
+    alone = hf.NetworkOnly(network, data, answer=hf.LBFGS(60))
+    alone.run(1)
+    unseen = hf.RandomGhosts(200, seed=3).on(domain).draw(1)
+    missed = unseen.gather(network(unseen.x).detach() - truth(unseen.x))
+    assert np.sqrt((missed**2).mean()) < 0.1
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_hard_values_in_time_are_exact_at_the_boundary_at_all_times_and_at_the_start(outputs: int) -> None:
+    """g(x, t) = t + x y on the boundary, and u₀ equal to it there and 1 larger in the middle."""
+    columns = (lambda c: c) if outputs == 1 else (lambda c: torch.stack([c, -c], dim=1))
+    bump = lambda x: hf.box_distance(BOX)(x[:, :2])  # noqa: E731
+    g = lambda z: columns(z[:, 2] + z[:, 0] * z[:, 1])  # noqa: E731
+    u0 = lambda x: columns(TIMES[0] + x[:, 0] * x[:, 1] + bump(x))  # noqa: E731
+    network = hf.MLP(3, outputs, width=6)
+    rng = np.random.default_rng(7)
+    z = torch.from_numpy(rng.uniform(BOX_IN_TIME[0], BOX_IN_TIME[1], (40, 3)))
+    on = z.clone()
+    on[:, 0] = BOX[0, 0]
+    first = z.clone()
+    first[:, 2] = TIMES[0]
+    for distance in (
+        hf.box_distance(BOX),
+        hf.mesh_distance(mesh.create_rectangle(MPI.COMM_SELF, BOX.tolist(), [3, 2])),
+    ):
+        free = hf.HardBoundary(network, distance, g, interval=TIMES)
+        held = hf.HardBoundary(network, distance, g, interval=TIMES, initial=u0)
+        for u in (free, held):
+            np.testing.assert_allclose(u(on).detach(), g(on), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(held(first).detach(), u0(first[:, :2]), rtol=0, atol=1e-13)
+        # Inside, the network is heard.
+        for u, what in ((free, g(first)), (held, g(z) + columns(bump(z)))):
+            assert float((u(first if u is free else z).detach() - what).abs().min()) > 1e-6
+    zero = hf.HardBoundary(network, hf.box_distance(BOX), interval=TIMES, initial=0.0)
+    assert float(zero(torch.cat([on, first])).detach().abs().max()) == 0.0
+
+
+@local
+def test_hard_values_in_time_can_be_trained() -> None:
+    network = hf.HardBoundary(
+        hf.MLP(3, width=3, depth=1),
+        hf.box_distance(BOX),
+        lambda z: z[:, 0] * z[:, 2],
+        interval=TIMES,
+        initial=hf.MLP(2, width=2, depth=1),
+    )
+    check_derivatives(network, torch.from_numpy(np.random.default_rng(1).uniform(*BOX_IN_TIME, (2, 3))))
+    assert any(name.startswith("initial.") for name, _ in network.named_parameters()), "an unknown start is trained too"
+
+
 # -- bad arguments ---------------------------------------------------------------------------------------------
 
 
@@ -274,6 +371,22 @@ def boundary(distance: Callable | None = None, value: Any = 0.0, outputs: int = 
         (lambda: boundary(lambda x: x[:, :1]), r"the distance has shape \(7, 1\)"),
         (lambda: boundary(value=lambda x: x[:, :1]), r"boundary values have shape \(7, 1\), the network's \(7,\)"),
         (lambda: boundary(value=lambda x: x[:, 0], outputs=2), r"have shape \(7,\), the network's \(7, 2\)"),
+        (
+            lambda: hf.HardBoundary(hf.MLP(3), hf.box_distance(BOX), initial=0.0),
+            r"of \(x, t\): pass interval=\(t0, T\)",
+        ),
+        (
+            lambda: hf.HardBoundary(hf.MLP(3), hf.box_distance(BOX), interval=(1.0, 1.0)),
+            "must be finite, and end after",
+        ),
+        (
+            lambda: hf.HardBoundary(hf.MLP(2), hf.box_distance(BOX), interval=TIMES)(X),
+            "the box has dimension 2, the points have 1",
+        ),
+        (
+            lambda: hf.HardBoundary(hf.MLP(2), lambda x: x[:, 0], interval=TIMES, initial=lambda x: x)(X),
+            r"the initial values have shape \(7, 1\), the network's \(7,\)",
+        ),
     ],
 )
 def test_what_is_no_network_is_refused_by_name(build: Callable[[], Any], message: str) -> None:

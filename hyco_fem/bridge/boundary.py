@@ -22,6 +22,7 @@ from hyco_fem.bridge.cells import cell_geometry
 from hyco_fem.bridge.interpolate import Interpolant, Part
 from hyco_fem.parallel import agreed, sum_array
 from hyco_fem.pde.dirichlet import Trace, fixed_dofs, is_value_of
+from hyco_fem.pde.evolution import TransientProblem
 from hyco_fem.pde.problem import Condition, Dirichlet, Flux, Problem, Robin
 
 
@@ -40,7 +41,7 @@ class FixedValues:
     Collective.
     """
 
-    def __init__(self, problem: Problem, interpolant: Interpolant, unknown: Collection[str]) -> None:
+    def __init__(self, problem: Problem | TransientProblem, interpolant: Interpolant, unknown: Collection[str]) -> None:
         V = problem.u.function_space
         n_owned = len(interpolant.rows)
         u = problem.u.x.array.copy()
@@ -86,7 +87,11 @@ class NaturalPoints:
 
 
 def natural_points(
-    problem: Problem, part: Part, conditions: Sequence[Condition], unknown: Collection[str], degree: int
+    problem: Problem | TransientProblem,
+    part: Part,
+    conditions: Sequence[Condition],
+    unknown: Collection[str],
+    degree: int,
 ) -> NaturalPoints:
     """The points of a quadrature rule on the boundary facets on which something of u is free.
 
@@ -106,16 +111,18 @@ def natural_points(
         for c in natural:
             if not isinstance(c, (Flux, Robin)):
                 raise TypeError(f"conditions are Dirichlet, Flux or Robin, not {type(c).__name__}")
-        if not natural and any(i.integral_type() == "exterior_facet" for i in problem.F.integrals()):
+        forms = [form for form in (problem.F, getattr(problem, "explicit", None)) if form is not None]
+        if not natural and any(i.integral_type() == "exterior_facet" for form in forms for i in form.integrals()):
             raise ValueError(
                 f"the {problem.name} problem has integrals over the boundary, which a strong form does not see: pass "
-                "the same conditions=… that it was made with, or use VariationalPINN"
+                "the same conditions=… that it was made with"
+                f"{', or use VariationalPINN' if isinstance(problem, Problem) else ''}"
             )
     facets, cells, numbers = exterior_facets(mesh)
-    free = _free_components(problem, part, cells, numbers)
+    free = free_components(problem, part, cells, numbers)
     some = free.any(axis=1)
     facets, cells, numbers, free = facets[some], cells[some], numbers[some], free[some]
-    rule = _rule(mesh, cells, numbers, degree)
+    rule = facet_rule(mesh, cells, numbers, degree)
     total = float(sum_array(mesh.comm, np.array([rule.weights.sum()]))[0])
     n = len(rule.x)
     made = NaturalPoints(
@@ -152,7 +159,9 @@ def exterior_facets(mesh: dmesh.Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return facets, cells, np.argmax(of_cell == facets[:, None], axis=1)
 
 
-def _free_components(problem: Problem, part: Part, cells: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def free_components(
+    problem: Problem | TransientProblem, part: Part, cells: np.ndarray, numbers: np.ndarray
+) -> np.ndarray:
     """Which components are not fixed on all of each facet, (n_facets, k)."""
     n_local = len(problem.u.x.array)
     fixed = np.zeros(n_local, dtype=bool)
@@ -169,7 +178,7 @@ def _free_components(problem: Problem, part: Part, cells: np.ndarray, numbers: n
 
 
 @dataclass(frozen=True)
-class _Rule:
+class FacetRule:
     """A quadrature rule on some facets.
 
     X: its reference points on all facets of the reference cell, one facet after the other, (n_facets q, d).
@@ -185,7 +194,7 @@ class _Rule:
     weights: np.ndarray
 
 
-def _rule(mesh: dmesh.Mesh, cells: np.ndarray, numbers: np.ndarray, degree: int) -> _Rule:
+def facet_rule(mesh: dmesh.Mesh, cells: np.ndarray, numbers: np.ndarray, degree: int) -> FacetRule:
     """A rule on the facets with these numbers in these cells."""
     geo = cell_geometry(mesh)
     kind, d = getattr(basix.CellType, geo.name), geo.tdim
@@ -205,7 +214,7 @@ def _rule(mesh: dmesh.Mesh, cells: np.ndarray, numbers: np.ndarray, degree: int)
     number = numbers[which]
     outer = np.linalg.solve(J.transpose(0, 2, 1), basix.cell.facet_outward_normals(kind)[number][..., None])[..., 0]
     tangent = J @ tangents[number]
-    return _Rule(
+    return FacetRule(
         X,
         slot,
         which,
@@ -224,7 +233,7 @@ def named_facets(mesh: dmesh.Mesh, facets: Any) -> np.ndarray:
     return np.unique(np.asarray(facets).astype(np.int64))
 
 
-def _at(value: Any, mesh: dmesh.Mesh, cells: np.ndarray, rule: _Rule, rows: np.ndarray, k: int) -> np.ndarray:
+def _at(value: Any, mesh: dmesh.Mesh, cells: np.ndarray, rule: FacetRule, rows: np.ndarray, k: int) -> np.ndarray:
     """A number, vector or UFL expression at some points of a rule, (n, k).  Collective."""
     if not isinstance(value, Expr):
         return np.broadcast_to(np.asarray(value, dtype=np.float64), (len(rows), k)).copy()

@@ -299,7 +299,7 @@ class _Rows(Watch):
 class SpaceTimeSampler:
     """Ghost points in space and time: those of a sampler in space, with times uniform in the interval.
 
-    The times of round r come from a stream seeded by (seed, r, 1); they go with the rows of the points, and so do not
+    The times of round r come from a stream seeded by (seed, r, 2), which no sampler in space uses; they go with the rows of the points, and so do not
     know the partition.
     """
 
@@ -312,7 +312,7 @@ class SpaceTimeSampler:
         if self._fixed is not None:
             return self._fixed
         points = self.space.draw(round)
-        rng = np.random.default_rng((self.seed, 0 if self.fixed else round, 1))
+        rng = np.random.default_rng((self.seed, 0 if self.fixed else round, 2))
         grid = self.where.grid
         drawn = SpaceTimePoints.of(points, rng.uniform(grid.start, grid.end, points.n))
         if self.fixed:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,24 +13,18 @@ import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
 from torch import Tensor, nn
-from ufl.algorithms.analysis import extract_coefficients, extract_constants
 from ufl.core.expr import Expr
 
 from hyco_fem import _compat
-from hyco_fem.bridge.boundary import (
-    NaturalPoints,
-    _free_components,
-    _rule,
-    exterior_facets,
-    named_facets,
-    natural_points,
-)
-from hyco_fem.bridge.ghosts import DofGhosts, GhostPoints, check_whole
-from hyco_fem.bridge.interpolate import Interpolant, Part
+from hyco_fem.bridge.boundary import NaturalPoints
+from hyco_fem.bridge.boundary_transient import BoundaryInTime, joined
+from hyco_fem.bridge.ghosts import check_whole
+from hyco_fem.bridge.interpolate import Interpolant
+from hyco_fem.bridge.spacetime import SpaceTime, SpaceTimePoints
 from hyco_fem.game.data import Data
 from hyco_fem.game.informed import InformedRecord
 from hyco_fem.game.losses import network_values
-from hyco_fem.game.pinn import PINN, Fixed, is_transient
+from hyco_fem.game.pinn import PINN, Fixed
 from hyco_fem.game.player import Look
 from hyco_fem.models.strong import Coefficient, StrongForm
 from hyco_fem.models.strong_transient import (
@@ -43,11 +36,12 @@ from hyco_fem.models.strong_transient import (
     transient_strong_form,
 )
 from hyco_fem.parallel import agreed, sum_array
-from hyco_fem.pde.dirichlet import fixed_dofs
-from hyco_fem.pde.problem import Condition, Dirichlet, Flux
+from hyco_fem.pde.evolution import TransientProblem
+from hyco_fem.pde.problem import Condition
+from hyco_fem.pde.timegrid import TimeGrid, start_and_end
 
-# Streams of random times, beside those of the points in space.
-_TIMES, _BOUNDARY_TIMES = 2, 3
+# A stream of random times, beside those of the ghost points.
+_BOUNDARY_TIMES = 2
 
 
 @dataclass(frozen=True)
@@ -61,10 +55,10 @@ class TransientPINN(PINN):
     """min over φ and θ of  a L_syn + b Σ_c ω_c |r(x_c, t_c)|² + c B + e mean |u(x, t₀) − u₀|².
 
     r is the strong residual in time, with derivatives by x and t of one network of (x, t).  Collocation points are
-    those of the sampler, each at a time that is uniform in [t₀, T]: uniform in Ω × [t₀, T] with RandomGhosts.  The
-    boundary term is that of a steady problem at `boundary_times` times, one in each of as many equal parts of [t₀, T];
-    Dirichlet values, fluxes and ambient values may depend on time as those of the problem do.  The initial value is
-    asked for at the dof points.  Times are drawn anew every round, unless the sampler is fixed.
+    what the sampler draws for a model in time: uniform in Ω × [t₀, T] with RandomGhosts.  The boundary term is that of
+    a steady problem at `boundary_times` times, one in each of as many equal parts of [t₀, T], drawn anew every round
+    unless the sampler is fixed; Dirichlet values, fluxes and ambient values may depend on time as those of the problem
+    do.  The initial value is asked for at the dof points.
 
     Args, beside those of `PINN`:
         problem: A TransientProblem.
@@ -75,46 +69,41 @@ class TransientPINN(PINN):
         interval: (t₀, T).
         initial: u₀, where it is not the problem's own: a number, UFL expression, Function, or a function of x in torch;
             a module's parameters are unknown, and found with θ.
-        boundary_times: How many times each round has on the boundary.
+        boundary_times: How many times each round has on the boundary; QuadratureGhosts are at the ends of as many
+            equal parts of the interval.
     """
 
     # -- checks ----------------------------------------------------------------------------------------------
 
     def _check_problem(self, problem: Any) -> None:
-        if not is_transient(problem):
+        if not isinstance(problem, TransientProblem):
             raise TypeError(
                 f"TransientPINN needs a TransientProblem, hyco_fem.catalogue.heat(…), not {type(problem).__name__}"
             )
 
     def _check_time(self, interval: Any, initial: Any, boundary_times: int, data: Data | None) -> None:
-        name, d = self.problem.name, self.problem.u.function_space.mesh.geometry.dim
+        name = self.problem.name
         if interval is None:
             raise ValueError(f"{name} is a transient problem: say from when to when, PINN(…, interval=(t0, T))")
-        try:
-            start, end = (float(value) for value in interval)
-        except (TypeError, ValueError):
-            raise TypeError(f"interval must be a pair of numbers (t0, T), not {interval!r}") from None
-        if not (math.isfinite(start) and math.isfinite(end) and start < end):
-            raise ValueError(f"the interval ({start:g}, {end:g}) must be finite, and end after it starts")
+        start, end = self.interval = start_and_end(interval)
         check_whole("boundary_times", boundary_times, 1)
-        self.interval, self._n_times = (start, end), boundary_times
+        # Its steps are the parts of the interval that have a boundary time each.
+        self._grid = TimeGrid.of(self.interval, (end - start) / boundary_times)
         self._initial = self.problem.initial if initial is None else initial
-        if self._initial is None:
-            raise ValueError(f"{name} has no initial value; pass PINN(…, initial=…)")
         if data is None:
             return
-        z = data.points.x
-        if z.shape[1] != d + 1:
-            raise ValueError(
-                f"the data of {name} are at points of {z.shape[1]} coordinates; a transient problem needs them at "
-                "(x, t): hyco_fem.SpaceTimePoints(mesh, x, t)"
+        points = data.points
+        if not isinstance(points, SpaceTimePoints):
+            raise TypeError(
+                f"the data of {name} are at {type(points).__name__}; a transient problem needs them at (x, t): "
+                "hyco_fem.SpaceTimePoints(mesh, x, t)"
             )
         slack = 1e-9 * (end - start)
-        late = torch.nonzero((z[:, d] < start - slack) | (z[:, d] > end + slack))
+        late = torch.nonzero((points.t < start - slack) | (points.t > end + slack))
         if len(late):
             row = int(late[0, 0])
             raise ValueError(
-                f"sensor {data.points.index[row]} is at time {float(z[row, d]):g}, outside the interval from "
+                f"sensor {points.index[row]} is at time {float(points.t[row]):g}, outside the interval from "
                 f"{start:g} to {end:g}"
             )
 
@@ -135,7 +124,7 @@ class TransientPINN(PINN):
         evaluate_in_time(self.strong, network, z, coefficients)  # type: ignore[arg-type]
 
     def _changes(self, f: fem.Function) -> bool:
-        return any(f is g for g in _time_values(self.problem))
+        return f in self.problem.time_values
 
     def _how_to_give(self, missing: Sequence[str]) -> str:
         return (
@@ -147,24 +136,18 @@ class TransientPINN(PINN):
 
     # -- points ----------------------------------------------------------------------------------------------
 
+    def _domain(self, V: fem.FunctionSpace) -> SpaceTime:
+        return SpaceTime(V, self._grid)
+
     def _round(self, number: int) -> int:
         """The round whose times are drawn: where points are fixed, the times are too."""
         return 0 if getattr(self._collocation, "fixed", False) else number
 
-    def _places(self, points: GhostPoints, number: int) -> Tensor:
-        start, end = self.interval
-        seed = getattr(self._collocation, "seed", 0)
-        # A time for each row of all ranks' points, so that it does not depend on who owns it.
-        times = np.random.default_rng((seed, self._round(number), _TIMES)).random(points.n)[points.index]
-        return _joined(points.x, torch.from_numpy(start + (end - start) * times))
-
     def boundary_times(self, number: int) -> np.ndarray:
         """The times of the boundary terms of a round, ascending."""
-        start, end = self.interval
-        k = self._n_times
-        seed = getattr(self._collocation, "seed", 0)
+        grid, seed = self._grid, getattr(self._collocation, "seed", 0)
         rng = np.random.default_rng((seed, self._round(number), _BOUNDARY_TIMES))
-        return start + (end - start) * (np.arange(k) + rng.random(k)) / k
+        return grid.times[:-1] + grid.steps * rng.random(grid.n)
 
     def _natural_points(
         self, interpolant: Interpolant, conditions: Sequence[Condition], degree: int
@@ -177,46 +160,16 @@ class TransientPINN(PINN):
             p for p in interpolant.parts if any(r is not None for r in rows[p.first : p.first + p.components])
         ]
         self._rows = [rows[p.first : p.first + p.components] for p in self._parts]
-        self._clock = _Clock(self.problem)
-        made = []
-        self._moving: list[list[_Moving]] = []
-        for part, chosen in zip(self._parts, self._rows, strict=True):
-            points = natural_points(self.problem, part, conditions, self._modules, degree)
-            points.free *= torch.tensor([r is not None for r in chosen], dtype=torch.float64)
-            made.append(points)
-            self._moving.append(self._clock.moving(part, conditions, self._modules, degree))
-        self._fixed_rows = _owned_fixed(self.problem)
+        chosen = [[row is not None for row in rows] for rows in self._rows]
+        self._in_time = BoundaryInTime(self.problem, self._parts, chosen, conditions, self._modules, degree)
         self._shown: tuple[int, tuple[Fixed, list[NaturalPoints]]] | None = None
-        return made
+        return self._in_time.natural
 
     def _boundary(self, number: int) -> tuple[Fixed, list[NaturalPoints]]:
         drawn = self._round(number)
         if self._shown is None or self._shown[0] != drawn:
-            self._shown = drawn, self._draw_boundary(self.boundary_times(number))
+            self._shown = drawn, self._in_time.at(self._fixed, self.boundary_times(number))
         return self._shown[1]
-
-    def _draw_boundary(self, times: np.ndarray) -> tuple[Fixed, list[NaturalPoints]]:
-        fixed, natural = self._fixed, self._natural
-        values, data = [], []
-        with self._clock.kept():
-            for t in times:
-                self._clock.set(float(t))
-                values.append(self._clock.fixed(self._fixed_rows) if self._clock.values else fixed.values)
-                data.append([self._at_time(at, moving) for at, moving in zip(natural, self._moving, strict=True)])
-        sizes = {name: int(np.prod(self.problem.coefficients[name].ufl_shape, dtype=int)) for name in fixed.unknown}
-        return _fixed_in_time(fixed, times, values, sizes), [
-            _natural_in_time([at_t[i] for at_t in data], times) for i in range(len(natural))
-        ]
-
-    def _at_time(self, at: NaturalPoints, moving: Sequence[_Moving]) -> NaturalPoints:
-        """What the natural conditions ask at the time that the clock shows."""
-        if not moving:
-            return at
-        at = replace(at, **{name: getattr(at, name).clone() for name in "gha"})
-        for m in moving:
-            into = getattr(at, m.target)
-            into[m.rows] = torch.from_numpy(m.evaluate()).reshape(into[m.rows].shape)
-        return at
 
     # -- objective -------------------------------------------------------------------------------------------
 
@@ -240,20 +193,18 @@ class TransientPINN(PINN):
         """Collective."""
         V, t0 = self.problem.u.function_space, self.interval[0]
         self._interpolant = interpolant
-        self._z0 = _joined(interpolant.x, torch.full((len(interpolant.x),), t0, dtype=torch.float64))
+        self._z0 = joined(interpolant.x, torch.full((len(interpolant.x),), t0, dtype=torch.float64))
         self._n_dofs = int(sum_array(V.mesh.comm, np.array([len(interpolant.rows)]))[0])
         self._u0: Tensor | None = None
-        with agreed(V.mesh.comm):
-            if isinstance(self._collocation, DofGhosts):
-                raise ValueError("the numbers of dofs, and so their times, depend on the partition: use RandomGhosts")
         if callable(self._initial) and not isinstance(self._initial, Expr):
             if isinstance(self._initial, nn.Module):
                 self._modules = self._modules | {"initial": self._initial}
             with agreed(V.mesh.comm):
                 self._start_values()
             return
-        with self._clock.kept():
-            self._clock.set(t0)
+        clock = self._in_time.clock
+        with clock.kept():
+            clock.set(t0)
             self._u0 = torch.from_numpy(_dof_values(self._initial, interpolant, V))
 
     def _start_values(self) -> Tensor:
@@ -301,154 +252,7 @@ class TransientPINN(PINN):
         )
 
 
-# -- data that depend on time ----------------------------------------------------------------------------------
-
-
-@dataclass
-class _FixedInTime:
-    """The Dirichlet dofs at several times, one time after the other; see `FixedValues`."""
-
-    x: Tensor
-    columns: Tensor
-    values: Tensor
-    n_global: int
-    unknown: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-
-
-@dataclass
-class _Moving:
-    """A datum of a natural condition that depends on time, at some rows of the points."""
-
-    target: str
-    rows: Tensor
-    expression: fem.Expression
-    mesh: dmesh.Mesh
-    cells: np.ndarray
-    slots: np.ndarray
-    n_points: int
-
-    def evaluate(self) -> np.ndarray:
-        """At the time that the clock shows."""
-        n = len(self.cells)
-        if n == 0:
-            return np.empty(0)
-        found = np.asarray(self.expression.eval(self.mesh, self.cells))
-        return found.reshape(n, self.n_points, -1)[np.arange(n), self.slots]
-
-
-class _Clock:
-    """Sets the time of a problem, with all that it has as functions of time, and puts it back."""
-
-    def __init__(self, problem: Any) -> None:
-        self.problem, self.t = problem, problem.t
-        self.values = [
-            (g, fem.Expression(value, _compat.interpolation_points(g.function_space)))
-            for g, value in _time_values(problem).items()
-        ]
-
-    def set(self, time: float) -> None:
-        """Collective."""
-        self.t.value = time
-        for g, expression in self.values:
-            g.interpolate(expression)
-            g.x.scatter_forward()
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Put the time back at the end."""
-        time, arrays = float(self.t.value), [g.x.array.copy() for g, _ in self.values]
-        try:
-            yield
-        finally:
-            self.t.value = time
-            for (g, _), array in zip(self.values, arrays, strict=True):
-                g.x.array[:] = array
-
-    def fixed(self, rows: np.ndarray) -> Tensor:
-        """Dirichlet values at the owned fixed dofs."""
-        u = self.problem.u.x.array.copy()
-        for bc in self.problem.bcs:
-            bc.set(u)
-        return torch.from_numpy(u[rows])
-
-    def depends(self, value: Any) -> bool:
-        """Whether a UFL expression changes with time."""
-        if not isinstance(value, Expr):
-            return False
-        functions = extract_coefficients(value)
-        return self.t in extract_constants(value) or any(any(f is g for g, _ in self.values) for f in functions)
-
-    def moving(self, part: Part, conditions: Sequence[Condition], unknown: Any, degree: int) -> list[_Moving]:
-        """The data of the natural conditions that change, at the points of `natural_points`.  Collective."""
-        chosen = []
-        for c in conditions:
-            if isinstance(c, Dirichlet):
-                continue
-            pairs = [("g", c.value)] if isinstance(c, Flux) else [("h", c.coefficient), ("a", c.ambient)]
-            chosen += [(c, target, value) for target, value in pairs if self.depends(value)]
-        # An unknown coefficient has its values from its module.
-        chosen = [(c, at, v) for c, at, v in chosen if not (isinstance(v, fem.Function) and v.name in unknown)]
-        if not chosen:
-            return []
-        mesh = self.problem.u.function_space.mesh
-        facets, cells, numbers = exterior_facets(mesh)
-        some = _free_components(self.problem, part, cells, numbers).any(axis=1)
-        facets, cells, numbers = facets[some], cells[some], numbers[some]
-        rule = _rule(mesh, cells, numbers, degree)
-        made = []
-        for c, target, value in chosen:
-            rows = np.flatnonzero(np.isin(facets, named_facets(mesh, c.facets))[rule.facet])
-            expression = fem.Expression(value, rule.X)
-            places = cells[rule.facet[rows]].astype(np.int32)
-            made.append(_Moving(target, torch.from_numpy(rows), expression, mesh, places, rule.slot[rows], len(rule.X)))
-        return made
-
-
-def _time_values(problem: Any) -> dict[fem.Function, Any]:
-    return dict(problem.time_values or {})
-
-
-def _owned_fixed(problem: Any) -> np.ndarray:
-    dofmap = problem.u.function_space.dofmap
-    fixed = fixed_dofs(problem.bcs)
-    return fixed[fixed < dofmap.index_map.size_local * dofmap.index_map_bs]
-
-
-def _joined(x: Tensor, t: Tensor) -> Tensor:
-    """z = (x, t)."""
-    return torch.cat([x, t[:, None]], dim=1)
-
-
-def _at_times(x: Tensor, times: np.ndarray) -> Tensor:
-    """All of x at the first time, then all of it at the second, …"""
-    return _joined(x.repeat(len(times), 1), torch.from_numpy(times).repeat_interleave(len(x)))
-
-
-def _fixed_in_time(fixed: Fixed, times: np.ndarray, values: Sequence[Tensor], sizes: Mapping[str, int]) -> _FixedInTime:
-    """sizes: how many values the unknown coefficients have at a point."""
-    k, n = len(times), len(fixed.x)
-    unknown = {}
-    for name, (rows, x, places) in fixed.unknown.items():
-        steps, wide = torch.arange(k)[:, None], len(x) * sizes[name]
-        unknown[name] = (rows + n * steps).ravel(), _at_times(x, times), (places + wide * steps).ravel()
-    return _FixedInTime(
-        _at_times(fixed.x, times), fixed.columns.repeat(k), torch.cat(list(values)), fixed.n_global * k, unknown
-    )
-
-
-def _natural_in_time(at: Sequence[NaturalPoints], times: np.ndarray) -> NaturalPoints:
-    first, k = at[0], len(times)
-    n = len(first.x)
-    return NaturalPoints(
-        _at_times(first.x, times),
-        first.normals.repeat(k, 1),
-        first.weights.repeat(k) / k,
-        first.free.repeat(k, 1),
-        torch.cat([a.g for a in at]),
-        torch.cat([a.h for a in at]),
-        torch.cat([a.a for a in at]),
-        [(target, (rows + n * torch.arange(k)[:, None]).ravel(), name) for target, rows, name in first.unknown],
-    )
+# -- the initial value -----------------------------------------------------------------------------------------
 
 
 def _dof_values(initial: Any, interpolant: Interpolant, V: fem.FunctionSpace) -> np.ndarray:

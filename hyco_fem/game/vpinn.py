@@ -16,7 +16,9 @@ from hyco_fem.game.informed import Informed, check_weights
 from hyco_fem.game.losses import network_values
 from hyco_fem.game.player import Answer
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed
+from hyco_fem.pde.evolution import TransientProblem
 from hyco_fem.pde.residual import Residual, Riesz
 
 
@@ -49,6 +51,7 @@ class VariationalPINN(Informed):
 
     Raises:
         ValueError: no data and no weight on the residual; the wrong number of outputs; on all ranks.
+        TypeError: a model in time.
 
     Construction and every method are collective.
     """
@@ -64,6 +67,11 @@ class VariationalPINN(Informed):
         coefficient_lr: float | None = None,
         inner: ufl.Form | str | None = None,
     ) -> None:
+        if isinstance(physical, (TransientModel, TransientProblem)):
+            raise TypeError(
+                "VariationalPINN is for steady problems: for one in time use hyco_fem.PINN(problem, network, "
+                "interval=(t0, T)), or Hyco with the TransientModel"
+            )
         self.physical = physical
         self.weights = weights or VariationalWeights()
         self.interpolant = Interpolant(physical.V)

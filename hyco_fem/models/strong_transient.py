@@ -1,7 +1,9 @@
 """The evolution equations of the catalogue in strong form, in torch.
 
-Each is  r = ρ ∂ₜu − a ∇·σ(u, ∇u; m) + s(u, ∇u; m) = 0,  with a = 1 but where it is said, and aσ·n what the natural
-conditions (Flux, Robin) give.  A field is a function of z = (x, t), (n, d + 1), with time in the last column.
+Each is  r = ρ ∂ₜu − a ∇·σ(u, ∇u; m) + s(u, ∇u; m) = 0,  with r the density of the catalogue's residual, explicit part
+and all: F(u, ∂ₜu; v) + E(u; v) = ∫ r·v for smooth u and v that vanish on the boundary.  Where the catalogue has divided
+an equation by a coefficient a, r/a is its density.  σ n is what the natural conditions (Flux, Robin) give.  A field is
+a function of z = (x, t), (n, d + 1), with time in the last column.
 
 Coefficients are functions of x alone, (n, d).  One that depends on time too is marked: `InTime(function of z)`.
 """
@@ -44,7 +46,7 @@ class TransientStrongForm(StrongForm):
     """One evolution equation: a `StrongForm` in space, and the terms in ∂ₜu.
 
     rate: ρ ∂ₜu, (n,) or (n, k), where it is not ∂ₜu itself.
-    factor: a, (n,), where it is not one: of the coefficients, which need not be differentiable then.
+    factor: a, (n,), where it is not one: of the coefficients, which need not be differentiable then.  Not in the flux.
     natural: for each component of u the row of σ that a natural condition on it gives, or None where it has none; by
         default each its own.
     """
@@ -93,16 +95,13 @@ def transient_residual(
 def transient_flux(
     equation: str | TransientStrongForm, network: nn.Module, z: Tensor, coefficients: Mapping[str, Coefficient]
 ) -> Tensor:
-    """a σ at points z, (n, d) or (n, k, d); arguments as for `transient_residual`."""
+    """σ at points z, (n, d) or (n, k, d); arguments as for `transient_residual`."""
     form = transient_strong_form(equation) if isinstance(equation, str) else equation
     z = z.detach().requires_grad_()
-    d = z.shape[1] - 1
     check_names(form, coefficients)
-    names = form.inside if form.factor is None else form.coefficients
-    m = {name: _at(form, name, coefficients[name], z) for name in names}
+    m = {name: _at(form, name, coefficients[name], z) for name in form.inside}
     u, derivatives = _in_time(form, network, z)
-    flux = form.flux(u, derivatives[..., :d], m)
-    return flux if form.factor is None else _scaled(form.factor(m), flux)
+    return form.flux(u, derivatives[..., :-1], m)
 
 
 def evaluate_in_time(

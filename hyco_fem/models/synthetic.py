@@ -1,4 +1,6 @@
-"""The synthetic model: networks for the field itself, u_syn(x; φ), in float64 and equal on every rank.
+"""The synthetic model: networks for the field itself, u_syn(x; φ) or u_syn(x, t; φ), in float64 and equal on every rank.
+
+In time they are networks of (x, t), time last: of d + 1 inputs, `InputScaling(MLP(d + 1), bounding_box(model.domain))`.
 
 Each network draws its weights from its own `seed`, not from torch's global stream, so all ranks start alike.  They
 return (n,) for one output and (n, outputs) for more.
@@ -6,7 +8,7 @@ return (n,) for one output and (n, outputs) for more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -17,6 +19,9 @@ import numpy as np
 import torch
 from dolfinx import mesh as dmesh
 from torch import Tensor, nn
+
+from hyco_fem.bridge.spacetime import SpaceTime
+from hyco_fem.pde.timegrid import start_and_end
 
 Activation = str | Callable[[Tensor], Tensor]
 
@@ -217,21 +222,33 @@ class FourierFeatures(nn.Module):
 # -- around a network ------------------------------------------------------------------------------------------
 
 
-def bounding_box(mesh: dmesh.Mesh) -> np.ndarray:
-    """Lower and upper corner of a mesh, (2, d), equal on every rank.  Collective."""
+def bounding_box(mesh: dmesh.Mesh | SpaceTime, interval: Sequence[float] | None = None) -> np.ndarray:
+    """Lower and upper corner of a mesh, (2, d), or of a mesh and an interval of time, (2, d + 1); equal on every rank.
+
+    Args:
+        mesh: The mesh, or `model.domain` of a TransientModel, which has the interval.
+        interval: (start, end), where the box is to be one of (x, t).
+
+    Collective.
+    """
+    if isinstance(mesh, SpaceTime):
+        if interval is not None:
+            raise ValueError("the domain of a TransientModel has its interval; pass it alone")
+        mesh, interval = mesh.mesh, (mesh.grid.start, mesh.grid.end)
     x = mesh.geometry.x[:, : mesh.geometry.dim]
     lower = np.min(x, axis=0, initial=np.inf)
     upper = np.max(x, axis=0, initial=-np.inf)
     mesh.comm.Allreduce(MPI.IN_PLACE, lower, op=MPI.MIN)
     mesh.comm.Allreduce(MPI.IN_PLACE, upper, op=MPI.MAX)
-    return np.array([lower, upper])
+    box = np.array([lower, upper])
+    return box if interval is None else np.column_stack([box, start_and_end(interval)])
 
 
 class InputScaling(nn.Module):
     """network(x̂) with x̂ = x mapped from a box to [−1, 1]^d, each axis by itself.
 
     Args:
-        network: The network.  box: corners (2, d), such as `bounding_box(mesh)`.
+        network: The network.  box: corners (2, d), such as `bounding_box(mesh)`, or `bounding_box(model.domain)` in time.
     """
 
     middle: Tensor
@@ -253,11 +270,19 @@ class InputScaling(nn.Module):
 class HardBoundary(nn.Module):
     """g(x) + ℓ(x) network(x): exact boundary values g where ℓ vanishes.
 
+    In time, with an interval (t₀, T):  g(x, t) + ℓ(x) network(x, t), for all times, and with an initial value u₀
+
+        g(x, t) + u₀(x) − g(x, t₀) + (t − t₀)/(T − t₀) ℓ(x) network(x, t)
+
+    which is u₀ at t₀, and g where ℓ vanishes if u₀ is g(·, t₀) there, as it must be for u to be continuous.
+
     Args:
         network: The network.
         distance: ℓ, (n, d) → (n,), zero on the Dirichlet boundary and positive inside: `box_distance` for a box,
-            `mesh_distance` for any mesh.
-        value: g, a number or a function (n, d) → (n,) or (n, outputs).
+            `mesh_distance` for any mesh; of x alone in time too.
+        value: g, a number or a function (n, d) → (n,) or (n, outputs); of (x, t), (n, d + 1), in time.
+        interval: (t₀, T), where the network is one of (x, t).
+        initial: u₀, a number or a function of x, (n, d) → (n,) or (n, outputs).
     """
 
     def __init__(
@@ -265,20 +290,39 @@ class HardBoundary(nn.Module):
         network: nn.Module,
         distance: Callable[[Tensor], Tensor],
         value: float | Callable[[Tensor], Tensor] = 0.0,
+        *,
+        interval: Sequence[float] | None = None,
+        initial: float | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.distance, self.value = network, distance, value
+        if initial is not None and interval is None:
+            raise ValueError("with an initial value the network is one of (x, t): pass interval=(t0, T) too")
+        self.network, self.distance, self.value, self.initial = network, distance, value, initial
+        self.interval = None if interval is None else start_and_end(interval)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, d) → (n,) or (n, outputs)."""
+        """(n, d), or (n, d + 1) in time → (n,) or (n, outputs)."""
         y = _out(self.network(x))
-        ell = self.distance(x)
+        place = x if self.interval is None else x[:, :-1]
+        ell = self.distance(place)
         if ell.shape != (len(x),):
             raise ValueError(f"the distance has shape {tuple(ell.shape)} at {len(x)} points, not ({len(x)},)")
-        g = self.value(x) if callable(self.value) else self.value
-        if isinstance(g, Tensor) and g.shape not in ((), y.shape):
-            raise ValueError(f"the boundary values have shape {tuple(g.shape)}, the network's {tuple(y.shape)}")
+        g = _given(self.value, x, y, "boundary")
+        if self.initial is not None:
+            assert self.interval is not None
+            start, end = self.interval
+            first = torch.cat([place, torch.full_like(x[:, -1:], start)], dim=1)
+            g = g + (_given(self.initial, place, y, "initial") - _given(self.value, first, y, "boundary"))
+            ell = ell * (x[:, -1] - start) / (end - start)
         return g + (ell if y.ndim == 1 else ell[:, None]) * y
+
+
+def _given(value: float | Callable[[Tensor], Tensor], x: Tensor, y: Tensor, what: str) -> Tensor | float:
+    """Values at x in the shape of the network's y, or a number."""
+    g = value(x) if callable(value) else value
+    if isinstance(g, Tensor) and g.shape not in ((), y.shape):
+        raise ValueError(f"the {what} values have shape {tuple(g.shape)}, the network's {tuple(y.shape)}")
+    return g
 
 
 def box_distance(box: Any) -> Callable[[Tensor], Tensor]:

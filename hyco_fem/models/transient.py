@@ -189,8 +189,11 @@ class TransientModel(PDEModel):
         """The output times, (n_times,)."""
         return self.grid.times[self._rows]
 
-    def _inputs(self) -> list[Tensor]:
-        """Values of the coefficients, and the initial value where it is unknown."""
+    def inputs(self) -> list[Tensor]:
+        """What the solver is differentiated by: values of the coefficients, and the initial value where it is unknown.
+
+        Checked, and differentiable in θ, as `coefficient_values`.
+        """
         values = self.coefficient_values()
         if self.initial is not None:
             error: Exception | None = None
@@ -203,12 +206,13 @@ class TransientModel(PDEModel):
 
     def _march(self, operators: Sequence[Any]) -> list[Tensor]:
         try:
-            return list(march(self.solver, operators, *self._inputs()))
+            return list(march(self.solver, operators, *self.inputs()))
         except BlowUp as error:
             if self.rescue is not None:
                 self._write_rescue(error)
-                raise BlowUp(f"{error}; it is in {self.rescue}", error.step, error.time, error.last) from None
-            raise
+                raise BlowUp(f"{error}; the field is in {self.rescue}", error.step, error.time, error.last) from None
+            hint = "pass rescue='….npz' to have the field before it on disk"
+            raise BlowUp(f"{error}; {hint}", error.step, error.time, error.last) from None
 
     def solve(self) -> Tensor:
         """Solve the PDE at the current θ.

@@ -185,23 +185,37 @@ class Storage:
 
     def __init__(self, comm: MPI.Comm, folder: str | Path | None) -> None:
         self._memory: dict[tuple[int, str], Any] = {}
-        self._parent, self._rank = folder, comm.rank
+        self._parent, self._comm = folder, comm
         self._folder: Path | None = None
 
     def put(self, n: int, kind: str, groups: Sequence[Arrays], *, disk: bool) -> None:
-        """Keep groups of arrays.
+        """Keep groups of arrays.  Collective where they go to disk.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the disk of some rank does not take them; on all ranks.
         """
         if not disk:
             self._memory[n, kind] = tuple(groups)
             return
+        problem: str | None = None
+        try:
+            self._write(n, kind, groups)
+        except OSError as error:
+            problem = f"rank {self._comm.rank}: {error}"
+        problems = [p for p in self._comm.allgather(problem) if p is not None]
+        if problems:
+            where = self._parent or tempfile.gettempdir()
+            raise OSError(
+                f"a checkpoint of step {n} could not be written to {where} ({problems[0]}); make room there, choose "
+                "another folder, or keep fewer of them (Revolve)"
+            )
+
+    def _write(self, n: int, kind: str, groups: Sequence[Arrays]) -> None:
         if self._folder is None:
             parent = None if self._parent is None else Path(self._parent)
             if parent is not None:
                 parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f"hyco_checkpoints_{self._rank}_", dir=parent))
+            self._folder = Path(tempfile.mkdtemp(prefix=f"hyco_checkpoints_{self._comm.rank}_", dir=parent))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         np.save(self._path(n, kind), np.concatenate([a for group in groups for a in group]))
         self._memory[n, kind] = [[len(a) for a in group] for group in groups]

@@ -31,12 +31,7 @@ class TimeGrid:
         Raises:
             ValueError, TypeError: the steps do not fill the interval.
         """
-        try:
-            start, end = (float(value) for value in interval)
-        except (TypeError, ValueError):
-            raise TypeError(f"the interval must be a pair of numbers (start, end), not {interval!r}") from None
-        if not (np.isfinite(start) and np.isfinite(end) and start < end):
-            raise ValueError(f"the interval ({start:g}, {end:g}) must be finite, and end after it starts")
+        start, end = start_and_end(interval)
         steps = np.asarray(dt, dtype=np.float64)
         if steps.ndim > 1 or steps.size == 0:
             raise ValueError(f"dt must be a number, or a list of steps, not an array of shape {steps.shape}")
@@ -125,3 +120,18 @@ class TimeGrid:
         if index[0] == 0 or index[-1] == self.n:
             raise ValueError("a coefficient changes inside the interval, not at its ends: leave those out")
         return np.searchsorted(index, np.arange(self.n), side="right")
+
+
+def start_and_end(interval: Sequence[float]) -> tuple[float, float]:
+    """An interval, checked.
+
+    Raises:
+        TypeError: it is not a pair of numbers.  ValueError: it is empty, or not finite.
+    """
+    try:
+        start, end = (float(value) for value in interval)
+    except (TypeError, ValueError):
+        raise TypeError(f"the interval must be a pair of numbers (start, end), not {interval!r}") from None
+    if not (np.isfinite(start) and np.isfinite(end) and start < end):
+        raise ValueError(f"the interval ({start:g}, {end:g}) must be finite, and end after it starts")
+    return start, end

@@ -428,12 +428,14 @@ class TransientSolver:
     ) -> None:
         from checkpoint_schedules import Copy, EndReverse, Forward, Move, Reverse, StorageType
 
-        if state.schedule.is_exhausted:
+        if state.schedule is None or state.schedule.is_exhausted:
             # Once more from the start: this schedule allows one backward sweep, and there has been one.
             self._sweep_forward(state, ())
+        # Where this sweep ends by an error, another one must start anew.
+        schedule, state.schedule = state.schedule, None
         storage = state.storage
         sweep = _Sweep(storage, ())
-        for action in state.schedule:
+        for action in schedule:
             if isinstance(action, EndReverse):
                 break
             if isinstance(action, Forward):
@@ -451,7 +453,8 @@ class TransientSolver:
                     sweep.after, sweep.lags_after = n, deps[0]
                     if len(action) == 1 and action.clear_adj_deps and not isinstance(self.checkpoints, OnDisk):
                         storage.drop(n, "dependencies")  # else they serve another backward sweep
-        if state.schedule.is_exhausted:
+        state.schedule = schedule
+        if schedule.is_exhausted:
             storage.clear()
 
     def _reverse(self, n: int, watches: Sequence[Watch], wanted: Sequence[bool], sums: list[np.ndarray | None]) -> None:
@@ -500,6 +503,7 @@ class TransientSolver:
             if trace is None or row is None:
                 continue
             if rest is None:
+                local(stage.derivatives.multiplier)[:] = local(stage.lagrange)
                 rest = gradient - owned(stage.derivatives.gradient_u())
             trace.add_transpose(-rest, row)
 
