@@ -11,10 +11,14 @@ from mpi4py import MPI
 import numpy as np
 import pytest
 import torch
-from test_strong import Formula
+import ufl
+from cases import square
+from dolfinx import fem, la, mesh
+from test_strong import Formula, in_mean, in_ufl, of_degree
 from torch import Tensor, nn
 
 import hyco_fem as hf
+from hyco_fem import _compat
 from hyco_fem.models.strong_transient import (
     TRANSIENT,
     InTime,
@@ -22,6 +26,7 @@ from hyco_fem.models.strong_transient import (
     transient_flux,
     transient_residual,
 )
+from hyco_fem.pde.vectors import owned
 
 RNG = np.random.default_rng(5)
 Z1, Z2, Z3 = (torch.from_numpy(RNG.uniform(0.1, 0.9, (7, d + 1))) for d in (1, 2, 3))
@@ -146,6 +151,92 @@ def test_the_residual_of_a_solution_is_zero(case: str) -> None:
         for wrong in (lambda *z: 0.1 * z[-1], lambda *z: 0.1 * z[0] ** 2):
             other = [lambda *z, f=f, on=k == i, w=wrong: f(*z) + on * w(*z) for k, f in enumerate(solution)]
             assert float(transient_residual(equation, Formula(*other), z, coefficients).detach().abs().max()) > 1e-3
+
+
+# -- against the catalogue -------------------------------------------------------------------------------------
+
+
+def ripple(lib: Any, X: Any, a: float, b: float) -> Any:
+    """In UFL and in torch."""
+    return a + 0.2 * lib.sin(2 * X[0] + b * X[1])
+
+
+# The coefficients of each equation, as a and b of the ripple.  Vectors: several.
+FIELDS: dict[str, dict[str, Any]] = {
+    "heat": {"kappa": (1.0, 3.0), "f": (2.0, 1.0)},
+    "heat_nondivergence": {"kappa": (1.0, 3.0), "f": (2.0, 1.0)},
+    "wave": {"c": (1.2, 1.0), "f": (2.0, 1.0)},
+    "gray_scott": {"Du": (0.5, 1.0), "Dv": (0.3, 2.0), "F": (0.4, 1.0), "k": (0.6, 3.0)},
+    "burgers": {"nu": (0.5, 1.0), "f": ((1.0, 1.0), (-1.0, 2.0))},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "d"), [*((name, 2) for name in FIELDS), ("heat", 1), ("heat_nondivergence", 1), ("burgers", 1)]
+)
+def test_it_is_the_density_of_the_residual_of_the_catalogue(comm: MPI.Comm, name: str, d: int) -> None:
+    """F(u, ∂ₜu; v) + E(u; v) = ∫ r·v for a random network and all v that vanish on the boundary."""
+    domain = square(comm, 4) if d == 2 else mesh.create_unit_interval(comm, 8)
+    x, time, degree = ufl.SpatialCoordinate(domain), 0.7, 12
+    # Nothing varies with y where there is none.
+    place = [x[i] for i in range(d)] + [0.0] * (2 - d)
+    in_form, in_torch = {}, {}
+    for key, spec in FIELDS[name].items():
+        many = isinstance(spec[0], tuple)
+        specs = spec[:d] if many else [spec]
+        values = [ripple(ufl, place, *s) for s in specs]
+        in_form[key] = ufl.as_vector(values) if many and not (name == "burgers" and d == 1) else values[0]
+        in_torch[key] = Formula(*(lambda *X, s=s: ripple(torch, (*X, torch.zeros(())), *s) for s in specs))
+    options = {"initial": (1.0, 0.0)} if name == "gray_scott" else {}
+    problem = getattr(hf.catalogue, name)(domain, **in_form, **options)
+    V, t = problem.u.function_space, ufl.variable(problem.t)
+    net = hf.MLP(d + 1, TRANSIENT[name].outputs(d), width=4, depth=2, seed=5)
+    u = in_ufl(net, [*place[:d], t], d + 1)
+    F = problem.F if problem.explicit is None else problem.F + problem.explicit
+    F = ufl.replace(F, {problem.u: u, problem.u_t: ufl.diff(u, t)})
+    problem.t.value = time
+    assembled = fem.Function(V)
+    fem.assemble_vector(assembled.x.array, fem.form(of_degree(F, degree)))
+    assembled.x.scatter_reverse(la.InsertMode.add)
+    points = hf.quadrature_points(domain, degree)
+    z = torch.nn.functional.pad(points.x, (0, 1), value=time)
+    r = transient_residual(name, net, z, in_torch)
+    if name == "heat_nondivergence":
+        r = r / in_torch["kappa"](points.x)
+    found = in_mean(points, V, r)
+    domain.topology.create_connectivity(d - 1, d)
+    outer = fem.locate_dofs_topological(V, d - 1, mesh.exterior_facet_indices(domain.topology))
+    inside = np.setdiff1d(np.arange(len(found) // V.dofmap.index_map_bs), outer)
+    found, expected = (a.reshape(-1, V.dofmap.index_map_bs)[inside] for a in (found, owned(assembled)))
+    scale = np.abs(found).max(axis=0, initial=0.0)
+    comm.Allreduce(MPI.IN_PLACE, scale, op=MPI.MAX)
+    assert (scale > 1e-4).all()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 * scale.max())
+
+
+def test_it_is_the_strong_form_of_advection_in_ufl(comm: MPI.Comm) -> None:
+    """Point by point: the catalogue's form has the stabilisation in it, so its density is another."""
+    domain = square(comm, 4)
+    x, t = ufl.SpatialCoordinate(domain), ufl.variable(fem.Constant(domain, 0.7))
+    net = hf.MLP(3, width=4, depth=2, seed=5)
+    u = in_ufl(net, [*x, t], 3)
+    kappa, beta = 1 + x[0] * x[1], ufl.as_vector([2.0 + x[1], -1.0])
+    strong = ufl.diff(u, t) - ufl.div(kappa * ufl.grad(u)) + ufl.dot(beta, ufl.grad(u)) - ufl.sin(x[0])
+    W = fem.functionspace(domain, ("DG", 2))
+    expected = fem.Function(W)
+    expected.interpolate(fem.Expression(strong, _compat.interpolation_points(W)))
+    z = torch.nn.functional.pad(torch.from_numpy(W.tabulate_dof_coordinates()[:, :2].copy()), (0, 1), value=0.7)
+    found = transient_residual(
+        "transient_advection_diffusion",
+        net,
+        z,
+        {
+            "kappa": Formula(lambda x, y: 1 + x * y),
+            "beta": Formula(lambda x, y: 2 + y, lambda x, y: -1.0),
+            "f": Formula(lambda x, y: torch.sin(x)),
+        },
+    )
+    np.testing.assert_allclose(found.detach(), expected.x.array, rtol=0, atol=1e-11)
 
 
 def test_the_flux_is_that_of_the_natural_conditions() -> None:

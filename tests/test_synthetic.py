@@ -278,9 +278,10 @@ NETWORKS_IN_TIME: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@local
 @pytest.mark.parametrize("name", NETWORKS_IN_TIME)
 def test_a_network_of_space_and_time_learns_a_field_that_moves(comm: MPI.Comm, name: str) -> None:
-    """A wave that runs through BOX, from sensors at points (x, t); half of its size is missed at first."""
+    """A wave that runs through BOX, of root mean square 0.7, from its values at 150 points (x, t)."""
     domain = in_time(comm).domain
     network = hf.InputScaling(NETWORKS_IN_TIME[name](), hf.bounding_box(domain))
     points = hf.RandomGhosts(150, seed=2).on(domain).draw(1)

@@ -27,9 +27,9 @@ each_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 
 def steps_of(n: int, order: int, variable: bool) -> np.ndarray:
-    """About n steps of (0, 1), every second one longer by a quarter; two short ones first where the order asks it."""
+    """n steps of (0, 1), every second one longer by a quarter; before them two of n⁻² where the order asks for them."""
     pattern = np.where(np.arange(n) % 2, 1.25, 1.0) if variable else np.ones(n)
-    first = np.full(2, 0.5 / n**2) if order == 3 else np.empty(0)
+    first = np.full(2 if order == 3 else 0, n**-2.0)
     steps = np.concatenate([first, pattern * (1.0 - first.sum()) / pattern.sum()])
     steps[-1] += 1.0 - steps.sum()
     return steps
@@ -77,10 +77,9 @@ def error_of(scheme: Any, steps: Any, kind: str, comm: MPI.Comm) -> float:
 @each_scheme
 def test_schemes_have_their_orders(scheme: str, variable: bool, kind: str, comm: MPI.Comm) -> None:
     order = ORDERS[scheme]
-    counts = (16, 32, 64)
-    errors = [error_of(SCHEMES[scheme], steps_of(n, order, variable), kind, comm) for n in counts]
-    rates = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert abs(rates[-1] - order) < 0.2, (rates, errors)
+    coarse, fine = (error_of(SCHEMES[scheme], steps_of(n, order, variable), kind, comm) for n in (64, 128))
+    # From above a second error of the other sign may come in: extrapolation and scheme.
+    assert order - 0.2 < np.log2(coarse / fine) < order + 0.4
 
 
 def test_space_has_its_order(comm: MPI.Comm) -> None:
@@ -250,11 +249,31 @@ def test_equal_steps_are_factorised_once_for_forward_and_adjoint(
     model.close()
 
 
-def test_a_coefficient_of_the_load_alone_costs_no_factorisation(comm: MPI.Comm) -> None:
-    """A `PerInterval` that is not in the matrix, and boundary values that move."""
-    model = reaction_diffusion(comm, ("per interval", "boundary value"), dt=0.05)
-    gradient(model, functional(model, space_time_points(model.V.mesh)), comm)
+def test_what_is_not_in_the_matrix_costs_no_factorisation(comm: MPI.Comm) -> None:
+    """A `PerInterval` in the load, boundary values, the initial value: also where they change from solve to solve."""
+    model = reaction_diffusion(comm, ("per interval", "boundary value", "initial value"), dt=0.05)
+    points = space_time_points(model.V.mesh)
+    for _ in range(3):
+        gradient(model, functional(model, points), comm)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.1)
     assert factorisations(model) == 1
+    assert hf.taylor_test(model).ok
+
+
+# -- nonlinear steps -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e9, 1e-9])
+def test_newton_stops_in_every_unit_and_at_a_steady_state(unit: float, comm: MPI.Comm) -> None:
+    """Where a step starts from its solution there is nothing left to reduce the residual by."""
+    domain = line(comm)
+    V = fem.functionspace(domain, ("Lagrange", 1))
+    u, u_t, v = fem.Function(V), fem.Function(V), ufl.TestFunction(V)
+    F = unit * (u_t * v + inner(grad(u), grad(v)) + u**3 * v - 5.0 * v) * dx
+    model = hf.TransientModel(F, u, u_t, interval=(0, 20), dt=0.25, scheme=hf.BDF2())
+    np.testing.assert_allclose(model.solve()[-1].numpy(), 5.0 ** (1 / 3), rtol=1e-12)
 
 
 # -- the model as it is left -----------------------------------------------------------------------------------
@@ -358,10 +377,9 @@ def growth(comm: MPI.Comm, **options: Any) -> hf.TransientModel:
 
 def test_a_field_that_blows_up_is_told_with_its_step_and_the_last_good_one_kept(comm: MPI.Comm, folder: Path) -> None:
     u, step = 1.0, 0
-    with np.errstate(over="ignore"):
-        while np.isfinite(u):
-            last, step = u, step + 1
-            u = u + 0.25 * u * u
+    while np.isfinite(u * u * u):  # beyond that PETSc's norm of the values is not finite
+        last, step = u, step + 1
+        u = u + 0.25 * u * u
     model = growth(comm, rescue=folder / "state.npz")
     before = owned(model.function).copy()
     with pytest.raises(hf.BlowUp, match=f"step {step} of 40, from t = {(step - 1) / 4:g}.*state.npz") as caught:

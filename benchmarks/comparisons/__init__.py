@@ -1,7 +1,8 @@
 """Cases to compare methods on."""
 
 from comparisons.darcy import Darcy
+from comparisons.heat import Heat
 from comparisons.helmholtz import Helmholtz
 from comparisons.imperfect import Imperfect
 
-CASES = {"darcy": Darcy, "helmholtz": Helmholtz, "imperfect": Imperfect}
+CASES = {"darcy": Darcy, "heat": Heat, "helmholtz": Helmholtz, "imperfect": Imperfect}

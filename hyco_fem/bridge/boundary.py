@@ -140,10 +140,16 @@ def natural_points(
             if name in unknown:
                 made.unknown.append((target, torch.from_numpy(rows), str(name)))
                 continue
-            values = torch.from_numpy(_at(value, mesh, cells, rule, rows, 1 if target == "h" else k))
             into = getattr(made, target)
-            into[rows] = values.reshape(into[rows].shape)
+            into[rows] = spread(torch.from_numpy(_at(value, mesh, cells, rule, rows)), into[rows].shape)
     return made
+
+
+def spread(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Data at n points in the shape (n,) or (n, k); a scalar stands for every component."""
+    if len(shape) == 1 or values.numel() == 0:
+        return values.reshape(*shape)
+    return (values[:, None] if values.ndim == 1 else values).expand(*shape)
 
 
 def exterior_facets(mesh: dmesh.Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -233,10 +239,11 @@ def named_facets(mesh: dmesh.Mesh, facets: Any) -> np.ndarray:
     return np.unique(np.asarray(facets).astype(np.int64))
 
 
-def _at(value: Any, mesh: dmesh.Mesh, cells: np.ndarray, rule: FacetRule, rows: np.ndarray, k: int) -> np.ndarray:
-    """A number, vector or UFL expression at some points of a rule, (n, k).  Collective."""
+def _at(value: Any, mesh: dmesh.Mesh, cells: np.ndarray, rule: FacetRule, rows: np.ndarray) -> np.ndarray:
+    """A number, vector or UFL expression at some points of a rule, (n, size).  Collective."""
     if not isinstance(value, Expr):
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), (len(rows), k)).copy()
+        return np.tile(np.asarray(value, dtype=np.float64).reshape(1, -1), (len(rows), 1))
     # At the points of all facets of each cell, so that every rank compiles the same expression.
     found = fem.Expression(value, rule.X).eval(mesh, cells[rule.facet[rows]].astype(np.int32))
-    return np.asarray(found).reshape(len(rows), len(rule.X), k)[np.arange(len(rows)), rule.slot[rows]]
+    size = int(np.prod(value.ufl_shape, dtype=int))
+    return np.asarray(found).reshape(len(rows), len(rule.X), size)[np.arange(len(rows)), rule.slot[rows]]

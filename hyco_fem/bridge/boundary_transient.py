@@ -23,6 +23,7 @@ from hyco_fem.bridge.boundary import (
     free_components,
     named_facets,
     natural_points,
+    spread,
 )
 from hyco_fem.bridge.interpolate import Part
 from hyco_fem.parallel import agreed
@@ -207,7 +208,7 @@ def _at_time(at: NaturalPoints, moving: Sequence[_Moving]) -> NaturalPoints:
     at = replace(at, g=at.g.clone(), h=at.h.clone(), a=at.a.clone())
     for m in moving:
         into = getattr(at, m.target)
-        into[m.rows] = torch.from_numpy(m.evaluate()).reshape(into[m.rows].shape)
+        into[m.rows] = spread(torch.from_numpy(m.evaluate()), into[m.rows].shape)
     return at
 
 

@@ -16,7 +16,7 @@ import torch
 from dolfinx import fem
 from torch import Tensor, nn
 
-from hyco_fem.bridge.boundary import FixedValues, NaturalPoints, natural_points
+from hyco_fem.bridge.boundary import FixedValues, NaturalPoints, natural_points, spread
 from hyco_fem.bridge.ghosts import GhostPoints, Ghosts, RandomGhosts
 from hyco_fem.bridge.interpolate import Interpolant, components
 from hyco_fem.bridge.points import Points
@@ -314,7 +314,7 @@ class PINN(Informed):
         u = network_values(self.synthetic, at.x).reshape(len(at.x), -1)[:, first : first + k]
         data = {"g": at.g, "h": at.h, "a": at.a}
         for target, rows, name in at.unknown:
-            values = self._module_at(name, at.x[rows]).reshape(data[target][rows].shape)
+            values = spread(self._module_at(name, at.x[rows]), data[target][rows].shape)
             data[target] = data[target].index_put((rows,), values)
         missed = traction - data["g"] - data["h"][:, None] * (data["a"] - u)
         return at.weights @ (at.free * missed.square()).sum(1)

@@ -1,6 +1,6 @@
-"""The synthetic model: networks for the field itself, u_syn(x; φ) or u_syn(x, t; φ), in float64 and equal on every rank.
+"""The synthetic model: networks for the field itself, in float64 and equal on every rank.
 
-In time they are networks of (x, t), time last: of d + 1 inputs, `InputScaling(MLP(d + 1), bounding_box(model.domain))`.
+u_syn(x; φ); in time u_syn(x, t; φ), of d + 1 inputs, time last: `InputScaling(MLP(d + 1), bounding_box(model.domain))`.
 
 Each network draws its weights from its own `seed`, not from torch's global stream, so all ranks start alike.  They
 return (n,) for one output and (n, outputs) for more.
@@ -248,7 +248,7 @@ class InputScaling(nn.Module):
     """network(x̂) with x̂ = x mapped from a box to [−1, 1]^d, each axis by itself.
 
     Args:
-        network: The network.  box: corners (2, d), such as `bounding_box(mesh)`, or `bounding_box(model.domain)` in time.
+        network: The network.  box: corners (2, d): `bounding_box(mesh)`, or in time `bounding_box(model.domain)`.
     """
 
     middle: Tensor

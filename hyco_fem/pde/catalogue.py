@@ -1,4 +1,5 @@
-"""Ready problems.  Scalar equations here; solids are in solid.py and flows in flow.py, under the same name.
+"""Ready problems.  Steady scalar equations here; under the same name solids are in solid.py, flows in flow.py, and
+problems in time in transient_catalogue.py and transient_flow.py.
 
 Every quantity of an equation may be given as
 
@@ -25,12 +26,25 @@ from ufl import dot, grad, inner
 from hyco_fem.pde.flow import continuation, navier_stokes, stokes
 from hyco_fem.pde.problem import Condition, Dirichlet, Draft, Problem
 from hyco_fem.pde.solid import elasticity, hyperelasticity
+from hyco_fem.pde.transient_catalogue import (
+    burgers,
+    gray_scott,
+    heat,
+    heat_nondivergence,
+    transient_advection_diffusion,
+    wave,
+)
+from hyco_fem.pde.transient_flow import transient_navier_stokes
 
 __all__ = [
     "advection_diffusion",
+    "burgers",
     "continuation",
     "darcy",
     "elasticity",
+    "gray_scott",
+    "heat",
+    "heat_nondivergence",
     "helmholtz",
     "hyperelasticity",
     "navier_stokes",
@@ -38,6 +52,9 @@ __all__ = [
     "power_law",
     "reaction_diffusion",
     "stokes",
+    "transient_advection_diffusion",
+    "transient_navier_stokes",
+    "wave",
 ]
 
 _ZERO = (Dirichlet(0.0),)

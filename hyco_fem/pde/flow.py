@@ -167,8 +167,14 @@ def _flow(
 
 
 def _pinned(space: fem.FunctionSpace) -> fem.DirichletBC:
-    """p = 0 at the vertex with the lowest coordinates, in the order of x, y, z: the same for any partition."""
-    mesh = space.mesh
+    """p = 0 at the vertex with the lowest coordinates."""
+    Q = space.collapse()[0]
+    dofs = fem.locate_dofs_topological((space, Q), 0, lowest_vertex(space.mesh))
+    return fem.dirichletbc(fem.Function(Q, name="pinned_pressure"), dofs, space)
+
+
+def lowest_vertex(mesh: dmesh.Mesh) -> np.ndarray:
+    """The vertex with the lowest coordinates, in the order of x, y, z, where it is here: the same for any partition."""
     n = mesh.topology.index_map(0).size_local + mesh.topology.index_map(0).num_ghosts
     mesh.topology.create_connectivity(0, mesh.topology.dim)
     vertices = np.arange(n, dtype=np.int32)
@@ -176,7 +182,4 @@ def _pinned(space: fem.FunctionSpace) -> fem.DirichletBC:
     x = mesh.geometry.x[dmesh.entities_to_geometry(mesh, 0, vertices).reshape(n)]
     mine = x[np.lexsort(x.T[::-1])[0]] if n else np.full(3, np.inf)
     lowest = min(tuple(row.tolist()) for row in mesh.comm.allgather(mine))
-    found = vertices[np.all(x == np.array(lowest), axis=1)]
-    Q = space.collapse()[0]
-    dofs = fem.locate_dofs_topological((space, Q), 0, found)
-    return fem.dirichletbc(fem.Function(Q, name="pinned_pressure"), dofs, space)
+    return vertices[np.all(x == np.array(lowest), axis=1)]

@@ -7,7 +7,8 @@ A condition names the facets it holds on: local facet indices (those of a MeshTa
 function of x (3, n) that is True on them, or None for the whole exterior boundary.  Its values may be
 
     a number or vector      known
-    a UFL expression        known; interpolated where it is a Dirichlet value, used as it is elsewhere
+    a UFL expression        known; interpolated where it is a Dirichlet value, used as it is elsewhere; in a problem in
+                            time it may contain the Constant t
     a fem.Function          used as it is, and one of the problem's coefficients under its own name: it may be unknown
 
 Everything here is distributed; making a problem is collective.
@@ -23,6 +24,9 @@ import numpy as np
 import ufl
 from dolfinx import fem
 from dolfinx import mesh as dmesh
+from ufl.algorithms import expand_derivatives
+from ufl.algorithms.analysis import extract_constants
+from ufl.algorithms.transformer import strip_variables
 from ufl.core.expr import Expr
 
 from hyco_fem import _compat
@@ -92,19 +96,28 @@ class Draft:
         name: Of the equation, for error messages.
         mesh: The mesh.
         conditions: Boundary conditions; the natural ones (Flux, Robin) must not overlap.
+        t: The Constant that stands for time, where there is time.
 
     Attributes:
         coefficients, positive: as in `Problem`, so far.
-        closed: all of u is fixed on the whole boundary.  open: nothing of u is fixed on some part of it.
+        time_values: Functions that hold Dirichlet values, with the expressions in t that they are.
+        closed: all of u is fixed on the whole boundary.  open: nothing of u is fixed on some part of it, the owned
+            facets `outflow`.
 
     Raises:
         ValueError, TypeError: a condition that does not fit; on all ranks.  Construction is collective.
     """
 
-    def __init__(self, name: str, mesh: dmesh.Mesh, conditions: Sequence[Condition]) -> None:
+    def __init__(
+        self, name: str, mesh: dmesh.Mesh, conditions: Sequence[Condition], t: fem.Constant | None = None
+    ) -> None:
         if not isinstance(mesh, dmesh.Mesh):
             raise TypeError(f"{name} needs a dolfinx mesh, not {type(mesh).__name__}")
         self.name, self.mesh, self.gdim = name, mesh, mesh.geometry.dim
+        if not (t is None or (isinstance(t, fem.Constant) and t.ufl_shape == ())):
+            raise TypeError(f"t of {name} must be a Constant, fem.Constant(mesh, 0.0), not {type(t).__name__}")
+        self.t = t
+        self.time_values: dict[fem.Function, Expr] = {}
         self.coefficients: dict[str, fem.Function] = {}
         self.positive: list[str] = []
         self.dx = ufl.Measure("dx", domain=mesh)
@@ -148,12 +161,13 @@ class Draft:
             Q = fem.functionspace(self.mesh, ("DG", 0, array.shape) if array.shape else ("DG", 0))
             f = fem.Function(Q, name=name)
             f.x.array.reshape(-1, array.size)[:] = array.ravel()
-        self._register(name, f)
+        self.register(name, f)
         if above == 0.0 and len(f.ufl_shape) == 0:
             self.positive.append(name)
         return f
 
-    def _register(self, name: str, f: fem.Function) -> None:
+    def register(self, name: str, f: fem.Function) -> None:
+        """Make a Function one of the coefficients, under a name."""
         if any(f is known for known in self.coefficients.values()):
             return
         if name in self.coefficients:
@@ -197,15 +211,15 @@ class Draft:
         if isinstance(value, Expr):
             self._check_expression(what, value, [shape])
             if isinstance(value, fem.Function):
-                self._register(value.name, value)
+                self.register(value.name, value)
             return value
         array = _numbers(what, value, [shape])
         if np.any(array < least):
             raise ValueError(f"{what} must be at least {least:g}, not {value}")
         return fem.Constant(self.mesh, array)
 
-    def essential(self, V: fem.FunctionSpace) -> list[fem.DirichletBC]:
-        """The Dirichlet conditions on the unknown, in its space or sub-space V."""
+    def essential(self, V: fem.FunctionSpace, *, rate: bool = False) -> list[fem.DirichletBC]:
+        """The Dirichlet conditions on the unknown, in its space or sub-space V; with `rate` those on ∂u/∂t."""
         bcs = []
         for c, label, facets in zip(self._conditions, self._labels, self._facets, strict=True):
             if not isinstance(c, Dirichlet):
@@ -217,7 +231,8 @@ class Draft:
                     raise ValueError(f"{label}: an unknown of shape {shape} has no component {c.component}")
                 space = V.sub(c.component)
             own = space.collapse()[0] if len(space.component()) > 0 else space
-            g = self._boundary_value(f"the value of {label}", c.value, own)
+            value = self._rate(c.value) if rate else c.value
+            g = self._boundary_value(f"the value of {label}", value, own)
             # Pairs of dofs: g may live in a space that was made apart from that of u.
             dofs = fem.locate_dofs_topological((space, g.function_space), self.mesh.topology.dim - 1, facets)
             bcs.append(fem.dirichletbc(g, dofs, space))
@@ -231,16 +246,25 @@ class Draft:
             if value.function_space.ufl_element() != V.ufl_element():
                 kind = ("Lagrange", V.element.basix_element.degree, *((shape,) if shape else ()))
                 raise ValueError(f"{what}, '{value.name}', must be a Function of fem.functionspace(mesh, {kind})")
-            self._register(value.name, value)
+            self.register(value.name, value)
             return value
         g = fem.Function(V, name="boundary_value")
         if isinstance(value, Expr):
             g.interpolate(fem.Expression(value, _compat.interpolation_points(V)))
             g.x.scatter_forward()
+            if self.t is not None and self.t in extract_constants(value):
+                self.time_values[g] = value
         else:
             array = _numbers(what, value, [shape])
             g.x.array.reshape(-1, array.size)[:] = array.ravel()
         return g
+
+    def _rate(self, value: Any) -> Any:
+        """∂/∂t of a boundary value."""
+        if self.t is None or not isinstance(value, Expr) or self.t not in extract_constants(value):
+            return 0.0
+        time = ufl.variable(self.t)
+        return strip_variables(expand_derivatives(ufl.diff(ufl.replace(value, {self.t: time}), time)))
 
     # -- facets ----------------------------------------------------------------------------------------------
 
@@ -276,7 +300,8 @@ class Draft:
             masks[i, facets[facets < n_owned]] = True
             interior[i] = np.count_nonzero(masks[i] & ~exterior)
         overlaps = masks.astype(np.int64) @ masks.T.astype(np.int64)
-        bare = np.count_nonzero(exterior & ~masks[~natural].any(axis=0))
+        self.outflow = np.flatnonzero(exterior & ~masks[~natural].any(axis=0)).astype(np.int32)
+        bare = len(self.outflow)
         free = np.count_nonzero(exterior & ~masks[whole].any(axis=0))
         # One sum for all counts, so that all ranks come to the same verdict.
         local = np.concatenate([strange, interior, overlaps.ravel(), [bare, free]])

@@ -3,9 +3,10 @@
 A step has the unknown u = uⁿ⁺¹ and the earlier values u₁ = uⁿ, u₂ = uⁿ⁻¹, … as Functions.  With the difference
 d = c₀ u + c₁ u₁ + c₂ u₂ + … for ∂u/∂t, it is one residual,
 
-    G = w₀ F(u, d, tⁿ⁺¹) + w₁ F(u₁, d, tⁿ) + e₁ E(u₁, tⁿ) + e₂ E(u₂, tⁿ⁻¹) + …,    w₀ + w₁ = 1,
+    G = w₀ F(u, d, tⁿ⁺¹) + w₁ F(u₁, d, tⁿ) + E(u*, t*),    w₀ + w₁ = 1,    u* = e₁ u₁ + e₂ u₂ + …,
 
-with E what is treated explicitly.  The weights are Constants: one compiled form serves all steps.  A scheme of several
+with E what is treated explicitly, at a value u* extrapolated to tⁿ⁺¹ (to the middle of the step by Crank–Nicolson), so
+that it is evaluated once.  The weights are Constants: one compiled form serves all steps.  A scheme of several
 solves a step (a splitting) is a list of `Stage`s.  Weights for variable steps: Hairer, Nørsett, Wanner, Solving ODEs
 I, III.5; for implicit-explicit steps: Ascher, Ruuth, Wetton, SIAM J. Numer. Anal. 32 (1995); Wang, Ruuth, J. Comput.
 Math. 26 (2008).
@@ -49,9 +50,9 @@ class Step:
         """Its length."""
         return self.lengths[0]
 
-    def at(self, level: int) -> float:
-        """tⁿ⁺¹⁻ˡᵉᵛᵉˡ; the start, where the interval does not reach back so far."""
-        return self.times[min(level, len(self.times) - 1)]
+    def at(self, level: float) -> float:
+        """tⁿ⁺¹ (level 0), tⁿ (1), or between them."""
+        return self.times[0] if level == 0 else self.times[1] if level == 1 else self.times[0] - level * self.dt
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,7 @@ class StepProblem:
     stages: solved one after the other.  u: the unknown that is observed, that of one of the stages.
     shifts: (older, newer) pairs of Functions: at the end of a step, in this order, older ← newer.
     initial: what the earlier values hold before the first step: (earlier value, Function with its start).
+    extrapolated: (Function, [(weight, earlier value), …]): what is set to a sum of earlier values before the stages.
     levels: for Functions that a user gave as functions of time, stand-ins at tⁿ⁺¹, tⁿ, …: (Function, given, level).
     begin: sets the Constants of a step, `weights`.
     times: Constants that hold tⁿ⁺¹, tⁿ, …, with their level.
@@ -81,8 +83,9 @@ class StepProblem:
     initial: Sequence[tuple[fem.Function, fem.Function]]
     begin: Callable[[Step], None]
     weights: Sequence[fem.Constant] = ()
-    levels: Sequence[tuple[fem.Function, fem.Function, int]] = ()
-    times: Sequence[tuple[fem.Constant, int]] = ()
+    levels: Sequence[tuple[fem.Function, fem.Function, float]] = ()
+    times: Sequence[tuple[fem.Constant, float]] = ()
+    extrapolated: Sequence[tuple[fem.Function, Sequence[tuple[fem.Constant, fem.Function]]]] = ()
     name: str = ""
 
 
@@ -121,7 +124,7 @@ class ThetaScheme:
     theta: ½ to 1.  damped: so many first steps by backward Euler, against the oscillations that Crank–Nicolson keeps of
         rough initial values (Rannacher, Numer. Math. 43 (1984)); two keep the order.
 
-    An explicit part is extrapolated by u₁ (θ = 1), or by two steps (Adams–Bashforth).
+    An explicit part is taken at u₁ (θ = 1), or extrapolated from two steps to the middle of the step.
 
     Raises:
         ValueError: θ below ½, where no step size is stable for diffusion, or above 1.
@@ -152,9 +155,7 @@ class ThetaScheme:
         draft = _Draft(equation, 2 if extrapolated else 1)
         G = draft.implicit(0) if one_step else draft.w[0] * draft.implicit(0) + draft.w[1] * draft.implicit(1)
         if equation.explicit is not None:
-            G += draft.e[0] * draft.explicit(1)
-            if extrapolated:
-                G += draft.e[1] * draft.explicit(2)
+            G += draft.explicit(0 if one_step else 0.5)
         theta, damped, c, w, e = self.theta, self.damped, draft.c, draft.w, draft.e
 
         def begin(step: Step) -> None:
@@ -222,9 +223,12 @@ class BDF:
         draft = _Draft(equation, self.order)
         G = draft.implicit(0)
         if equation.explicit is not None:
-            for level in range(1, self.order + 1):
-                G += draft.e[level - 1] * draft.explicit(level)
-        order, c, e = self.order, draft.c, draft.e
+            G += draft.explicit(0)
+        return draft.finished(G, self.begin(draft.c, draft.e), self.name)
+
+    def begin(self, c: Sequence[fem.Constant], e: Sequence[fem.Constant]) -> Callable[[Step], None]:
+        """What sets, for each step, the weights c of the difference d and e of the extrapolation."""
+        order = self.order
 
         def begin(step: Step) -> None:
             k = min(order, step.n + 1)
@@ -236,7 +240,7 @@ class BDF:
             for constant, value in zip((*c, *e), (*slopes, *values), strict=True):
                 constant.value = value
 
-        return draft.finished(G, begin, self.name)
+        return begin
 
 
 class BDF2(BDF):
@@ -266,8 +270,9 @@ class _Draft:
 
     equation: Equation
     reach: int
-    levels: list[tuple[fem.Function, fem.Function, int]] = field(default_factory=list)
-    times: list[tuple[fem.Constant, int]] = field(default_factory=list)
+    levels: list[tuple[fem.Function, fem.Function, float]] = field(default_factory=list)
+    times: list[tuple[fem.Constant, float]] = field(default_factory=list)
+    extrapolated: list[tuple[fem.Function, list[tuple[fem.Constant, fem.Function]]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         eq = self.equation
@@ -284,19 +289,22 @@ class _Draft:
 
     def implicit(self, level: int) -> ufl.Form:
         """F at a time level, with d for ∂u/∂t."""
-        return ufl.replace(self._at(self.equation.F, level), {self.equation.u_t: self.rate})
+        return ufl.replace(self._at(self.equation.F, level, self.values[level]), {self.equation.u_t: self.rate})
 
-    def explicit(self, level: int) -> ufl.Form:
-        """E at a time level."""
-        assert self.equation.explicit is not None
-        return self._at(self.equation.explicit, level)
-
-    def _at(self, form: ufl.Form, level: int) -> ufl.Form:
-        """u, t and all that is given as a function of time, at tⁿ⁺¹, tⁿ, …"""
-        if level == 0:
-            return form
+    def explicit(self, level: float) -> ufl.Form:
+        """E at an extrapolated value."""
         eq = self.equation
-        changes: dict = {eq.u: self.values[level]}
+        assert eq.explicit is not None
+        found = fem.Function(eq.u.function_space, name=f"{eq.u.name}_extrapolated")
+        self.extrapolated.append((found, list(zip(self.e, self.earlier, strict=True))))
+        return self._at(eq.explicit, level, found)
+
+    def _at(self, form: ufl.Form, level: float, u: fem.Function) -> ufl.Form:
+        """A form with another u, and t and all that is given as a function of time at a time level."""
+        eq = self.equation
+        changes: dict = {} if u is eq.u else {eq.u: u}
+        if level == 0:
+            return ufl.replace(form, changes) if changes else form
         if eq.t in extract_constants(form):
             changes[eq.t] = self._time(level)
         present = extract_coefficients(form)
@@ -305,7 +313,7 @@ class _Draft:
                 changes[g] = self._stand_in(g, level)
         return ufl.replace(form, changes)
 
-    def _time(self, level: int) -> fem.Constant:
+    def _time(self, level: float) -> fem.Constant:
         for constant, at in self.times:
             if at == level:
                 return constant
@@ -313,7 +321,7 @@ class _Draft:
         self.times.append((constant, level))
         return constant
 
-    def _stand_in(self, g: fem.Function, level: int) -> fem.Function:
+    def _stand_in(self, g: fem.Function, level: float) -> fem.Function:
         for f, given, at in self.levels:
             if given is g and at == level:
                 return f
@@ -327,7 +335,9 @@ class _Draft:
         shifts = list(zip(reversed(self.earlier), [*reversed(self.earlier[:-1]), eq.u], strict=True))
         initial = [(f, eq.u0) for f in self.earlier]
         stages, weights = (Stage(G, eq.u, eq.bcs),), [*self.c, *self.w, *self.e]
-        return StepProblem(stages, eq.u, shifts, initial, begin, weights, self.levels, self.times, name)
+        return StepProblem(
+            stages, eq.u, shifts, initial, begin, weights, self.levels, self.times, self.extrapolated, name
+        )
 
 
 def check_equation(equation: Equation) -> None:

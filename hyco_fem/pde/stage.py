@@ -52,7 +52,7 @@ class StageSolver(SteadySolver):
     Attributes:
         varying: whether the matrix of an affine problem depends on what changes in every step, or the problem is not
             affine: then there is no key.
-        key_constants: Constants on which the matrices depend.
+        key_functions, key_constants: Functions and Constants on which the matrices depend.
     """
 
     _compiles_gradients = False  # of which only some are needed
@@ -78,6 +78,7 @@ class StageSolver(SteadySolver):
             form = expand_derivatives(ufl.derivative(self.F, self.coefficients[k]))
             inputs += [*extract_coefficients(form), *extract_constants(form)]
         self.varying = not self.affine or any(f in self.matrix_inputs for f in moving)
+        self.key_functions = list(dict.fromkeys(f for f in inputs if isinstance(f, fem.Function)))
         self.key_constants = list(dict.fromkeys(c for c in inputs if isinstance(c, fem.Constant)))
         self._kept = [Factors(self.linear, self._new_products())]
         self._lifted: tuple[Hashable, np.ndarray, np.ndarray] | None = None
@@ -155,8 +156,8 @@ class StageSolver(SteadySolver):
                 return found
         work = self._lifting
         local(work)[:] = 0.0
-        if self._g.any():
-            fem_petsc.apply_lifting(work.x.petsc_vec, [self._J], bcs=[self.bcs])
+        if self._g.any():  # on some ranks only, perhaps: nothing here may be collective
+            fem.apply_lifting(local(work), [self._J], bcs=[self.bcs])
         self._lifted = key, self._g.copy(), local(work).copy()
         return self._lifted[2]
 

@@ -65,7 +65,8 @@ class TransientState:
     """Where a forward solve was made: what its tangents and adjoints need, as arrays.
 
     values: local values of the coefficients, one row for each part of the interval.  others: values of the other
-    Functions and Constants.  token: equal where all of these are.  final: u at the end.  start: earlier values at t_0.
+    Functions and Constants.  token: equal where those of them are that the matrices depend on.  final: u at the end.
+    start: earlier values at t_0.
     """
 
     token: int
@@ -114,7 +115,7 @@ class TransientSolver:
         self._given = dict(given or {})
         self._lags = [lag for lag, _ in problem.initial]
         unknowns = [stage.u for stage in problem.stages]
-        fields = [*self._lags, *unknowns]
+        fields = [*self._lags, *unknowns, *(f for f, _ in problem.extrapolated)]
         changing = [f for f, _, _ in problem.levels] + [t for t, _ in problem.times]
         self._set_constants(0)  # the solver of a stage is chosen by what its Constants hold
         for f, g, level in problem.levels:
@@ -142,6 +143,9 @@ class TransientSolver:
         for s in self.stages:
             inputs += [f for f in (*s._functions, *s._constants) if not any(f is g for g in (*known, *inputs))]
         self._others = inputs
+        # Which of them the matrices depend on: others, loads among them, may change without a factorisation.
+        of_matrices = [f for s in self.stages for f in (*s.key_functions, *s.key_constants)]
+        self._in_matrix = [any(f is g for g in of_matrices) for f in (*self.coefficients, *self._others)]
         self._held: list[float | None] = [None] * len(problem.levels)
         self._token = self._tokens = 0
         self._last: TransientState | None = None
@@ -156,7 +160,9 @@ class TransientSolver:
         self._batch: StepBatch | None = None
         if self._unknown_is_kept and self._own[0]:
             constants = [*problem.weights, *(t for t, _ in problem.times)]
-            self._batch = StepBatch(self.stages[0], self._chain(), [f for f, _, _ in problem.levels], constants)
+            self._batch = StepBatch(
+                self.stages[0], self._chain(), [f for f, *_ in (*problem.levels, *problem.extrapolated)], constants
+            )
 
     def _chain(self) -> list[fem.Function]:
         """The unknown and its earlier values, newest first."""
@@ -221,7 +227,11 @@ class TransientSolver:
         lags = tuple(start[id(f)] for _, f in self.problem.initial)
         others = tuple(np.array(_value(f), copy=True) for f in self._others)
         last, self._last = self._last, None  # its steps are not kept beside those of this solve
-        same = last is not None and all(map(np.array_equal, (*rows, *others), (*last.values, *last.others)))
+        same = last is not None and all(
+            np.array_equal(a, b)
+            for a, b, matters in zip((*rows, *others), (*last.values, *last.others), self._in_matrix, strict=True)
+            if matters
+        )
         same = self.comm.allreduce(same, op=MPI.LAND)
         if not same:
             self._tokens += 1
@@ -282,6 +292,7 @@ class TransientSolver:
                 local(f)[:] = array
             if n == 0:
                 local(self.u)[:] = self._start_of_u(self._now)  # where an iteration starts from
+            self._extrapolate()
             try:
                 for stage in self.stages:
                     stage.solve(self._key(stage, step))
@@ -344,6 +355,8 @@ class TransientSolver:
             for watch in primal:
                 watch.see(0, self._start_of_u(state))
             for number, _ in self._trajectory(state):
+                for f, sources in self.problem.extrapolated:
+                    moved[self._slot(f)] = sum(float(c.value) * moved[self._slot(lag)] for c, lag in sources)
                 for s, stage in enumerate(self.stages):
                     along = [None if changes[k] is None else changes[k][self._row(k, number)] for k in self._own[s]]  # type: ignore[index]
                     along += [moved[i] if moved[i] is not zero[i] else None for i in self._slots[s]]
@@ -484,6 +497,11 @@ class TransientSolver:
             stage.add_to_fields(into)
             for f in into:
                 self._send(f)
+        for f, sources in self.problem.extrapolated:
+            bar = self._bars[self._slot(f)]
+            for weight, lag in sources:
+                owned(self._bars[self._slot(lag)])[:] += float(weight.value) * owned(bar)
+            local(bar)[:] = 0.0
         self.counts["adjoint"] += 1
 
     def _sum_of(self, sums: Sequence[np.ndarray | None], k: int, n: int) -> np.ndarray | None:
@@ -543,8 +561,13 @@ class TransientSolver:
         """Let all Functions hold what they held in step n."""
         self._begin(n)
         lags, unknowns = deps
-        for f, array in zip(self._fields, (*lags, *unknowns), strict=True):
+        for f, array in zip(self._fields, (*lags, *unknowns), strict=False):
             local(f)[:] = array
+        self._extrapolate()
+
+    def _extrapolate(self) -> None:
+        for f, parts in self.problem.extrapolated:
+            local(f)[:] = sum(float(weight.value) * local(lag) for weight, lag in parts)
 
     def _row(self, k: int, n: int) -> int:
         part = self.parts[k]
@@ -554,7 +577,9 @@ class TransientSolver:
         """Equal where the matrices of a stage are; None where they never are."""
         if stage.varying:
             return None
-        rows = tuple(self._row(k, step.n) for k in range(len(self.coefficients)))
+        rows = tuple(
+            self._row(k, step.n) for k, m in enumerate(self.coefficients) if any(m is f for f in stage.key_functions)
+        )
         return self._token, rows, tuple(np.asarray(c.value).tobytes() for c in stage.key_constants)
 
     def _slot(self, f: fem.Function) -> int:
