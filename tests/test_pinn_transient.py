@@ -409,9 +409,12 @@ def test_fields_and_data_that_do_not_fit_are_named(comm: MPI.Comm) -> None:
 
 def test_a_flow_in_time_and_a_steady_problem_in_time_are_refused(comm: MPI.Comm) -> None:
     domain = square(comm, 3)
-    problem = replace(heat(domain), name="transient_navier_stokes")
-    with pytest.raises(ValueError, match=r"no strong form in time of 'transient_navier_stokes'.*Hyco"):
-        hf.PINN(problem, hf.MLP(3), interval=(0.0, 1.0))
+    problem = heat(domain)
+    flow = hf.catalogue.transient_navier_stokes(domain, conditions=[hf.Dirichlet(0.0)])
+    with pytest.raises(ValueError, match=r"transient_navier_stokes is solved by a splitting.*: use Hyco with a"):
+        hf.PINN(flow, hf.MLP(3, 3), interval=(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"no strong form in time of 'mine', only of burgers.*pass your own"):
+        hf.PINN(replace(problem, name="mine"), hf.MLP(3), interval=(0.0, 1.0))
     steady = hf.catalogue.poisson(domain)
     with pytest.raises(ValueError, match="poisson is a steady problem: interval and initial are for transient ones"):
         hf.PINN(steady, hf.MLP(2), interval=(0.0, 1.0))

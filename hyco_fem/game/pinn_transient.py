@@ -83,6 +83,11 @@ class TransientPINN(PINN):
 
     def _check_time(self, interval: Any, initial: Any, boundary_times: int, data: Data | None) -> None:
         name = self.problem.name
+        if self.problem.splitting is not None:
+            raise ValueError(
+                f"{name} is solved by a splitting, and its pressure, with the conditions on it, is not in the problem "
+                "that a PINN sees: use Hyco with a TransientModel"
+            )
         if interval is None:
             raise ValueError(f"{name} is a transient problem: say from when to when, PINN(…, interval=(t0, T))")
         start, end = self.interval = start_and_end(interval)
