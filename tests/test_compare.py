@@ -64,6 +64,30 @@ def test_gains_are_by_seed() -> None:
     assert _gain(np.array([0.5, np.nan, np.nan]), np.ones(3)).startswith("-inf")
 
 
+def test_sensors_are_carried_round_the_centre_of_their_grid() -> None:
+    from comparisons.heat import AREAS, FRAMES, M, paths
+
+    for area, low in AREAS.items():
+        x = paths(area)
+        middle = np.full(2, (low + 3.0) / 2)
+        np.testing.assert_allclose(x.mean(axis=0), np.tile(middle, (100, 1)), atol=1e-12)
+        # The distance from the centre shrinks like exp(−t/10), the symmetric part of M; the angle grows like t.
+        offset = (x - middle) @ np.array([1.0, 1j])
+        np.testing.assert_allclose(offset, offset[:, :1] * np.exp((-0.1 + 1j) * FRAMES), atol=1e-12)
+        velocity = np.gradient(x, FRAMES, axis=1, edge_order=2)
+        np.testing.assert_allclose(velocity, (x - middle) @ M.T, atol=2e-3)
+
+
+def test_the_error_of_theta_does_not_depend_on_the_order_of_the_bumps() -> None:
+    from comparisons.heat import TRUTH, bumps, theta_error
+
+    A, c = TRUTH
+    assert theta_error(bumps(TRUTH)) == 0.0
+    assert theta_error(bumps((A[::-1].copy(), c[::-1].copy()))) == 0.0
+    off = bumps((A + [0.0, np.linalg.norm(A)], c + [[0.0, 0.0], [0.5 * np.linalg.norm(c), 0.0]]))
+    assert theta_error(off) == pytest.approx(1.5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "methods"),
@@ -71,6 +95,7 @@ def test_gains_are_by_seed() -> None:
         ("darcy", ["physics only, prior"]),
         ("imperfect", ["right: physics only", "right: network only", "right: HYCO"]),
         ("helmholtz", ["physics only, one start"]),
+        ("heat", ["physics only"]),
     ],
 )
 def test_compare_runs_and_goes_on(folder: Path, case: str, methods: list[str]) -> None:

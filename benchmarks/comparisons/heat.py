@@ -73,9 +73,7 @@ def problem_on(comm: MPI.Comm, cells: int, diagonal: mesh.DiagonalType = mesh.Di
 def model(comm: MPI.Comm, theta: Theta, cells: int = 24, steps: int = 99, **options: Any) -> hf.TransientModel:
     """With θ = (A, c), by Crank–Nicolson."""
     problem = problem_on(comm, cells, **options)
-    return hf.TransientModel.of(
-        problem, {"kappa": bumps(theta)}, interval=(0.0, 1.0), dt=1.0 / steps, times=(0.0, 1.0)
-    )
+    return hf.TransientModel.of(problem, {"kappa": bumps(theta)}, interval=(0.0, 1.0), dt=1.0 / steps, times=(0.0, 1.0))
 
 
 def paths(area: str) -> np.ndarray:
@@ -100,7 +98,7 @@ def reference() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     return z, values, {a: v.reshape(100, 100) for a, v in zip(AREAS, measured, strict=True)}
 
 
-def theta_error(physical: hf.TransientModel) -> float:
+def theta_error(physical: torch.nn.Module) -> float:
     """Of the amplitudes plus of the centres; the bumps have no order."""
     A, c = (p.detach().numpy() for p in physical.parameters())
     pairs = ((A, c), (A[::-1], c[::-1]))
@@ -142,9 +140,7 @@ class Setting:
         sigma = np.sqrt(np.nanmean(error**2, axis=0)) * (0.1 if self.corrections else 1.0)
         values = self.values - (error if self.corrections else 0.0)
         self.corrections += 1
-        return hf.Data(
-            self.points, np.nan_to_num(values).ravel(), np.tile(np.maximum(sigma, 1e-7), len(self.values))
-        )
+        return hf.Data(self.points, np.nan_to_num(values).ravel(), np.tile(np.maximum(sigma, 1e-7), len(self.values)))
 
     def search(self) -> hf.MultiStart:
         """16 starts on 16 × 16 with 33 steps, three on the grid itself."""
@@ -191,7 +187,7 @@ def each_area(run: Callable[[Setting], dict[str, float]]) -> Any:
 def hyco(s: Setting) -> dict[str, float]:
     """From the published start: at first the PDE sees the network alone, then also the data.
 
-    Where there are no sensors the network is held to what the PDE said, and so holds the second bump when the first
+    Where there are no sensors the network is held to what the PDE said: so the second bump has to stay while the first
     one moves.  Best responses, one round each.
     """
     ghosts = hf.RandomGhosts(1000, seed=s.seed, fixed=True)

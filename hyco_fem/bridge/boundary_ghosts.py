@@ -20,7 +20,6 @@ from hyco_fem.bridge.cells import cell_geometry
 from hyco_fem.bridge.ghosts import Ghosts, Sampler, check_whole, in_reference
 from hyco_fem.bridge.points import Points
 from hyco_fem.bridge.spacetime import SpaceTime, SpaceTimePoints, SpaceTimeSampler
-from hyco_fem.bridge.spacetime import SpaceTime, SpaceTimeSampler
 from hyco_fem.parallel import agreed
 from hyco_fem.pde.problem import Facets
 

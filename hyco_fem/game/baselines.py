@@ -19,6 +19,7 @@ from hyco_fem.game.player import Answer, Look, Player
 from hyco_fem.game.prior import BoundPrior, Prior
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed, check_replicated
 from hyco_fem.pde.linear import SolveError
 
@@ -94,7 +95,7 @@ class PhysicsOnly(_Alone):
 
     def __init__(
         self,
-        physical: PhysicalModel,
+        physical: PhysicalModel | TransientModel,
         data: Data,
         answer: Answer | None = None,
         *,

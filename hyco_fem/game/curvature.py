@@ -11,7 +11,7 @@ on the factors of the forward solve at θ, which is made once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class MisfitHessian:
         self._m = physical.coefficient_values()
         u = self._solver.forward([m.detach().numpy() for m in self._m])
         self._state = self._solver.state
-        self._B = data.points.observation(physical.observed)
+        self._B: Any = data.points.observation(physical.observed)
         at_points = torch.from_numpy(self._B.apply(u)).requires_grad_()
         local = data.local_misfit(at_points)
         (residual,) = torch.autograd.grad(local, at_points, create_graph=True)

@@ -58,7 +58,7 @@ class Data:
                 raise ValueError(
                     f"noise_std of sensor {bad[0]} is {sigma[bad[0]]}; it must be positive, or None for no noise"
                 )
-        self.points = points
+        self.points: Any = points
         self.n = points.n
         # Sensors that `Points` left out as outside the mesh take no part in the mean.
         self.values = torch.from_numpy(y[points.index])

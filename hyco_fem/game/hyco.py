@@ -51,7 +51,7 @@ class Scene:
     at_ghosts: Tensor
     misfit: Tensor
     weights: Weights
-    elsewhere: Callable[[GhostPoints], Tensor]
+    elsewhere: Callable[[Any], Tensor]
 
 
 class Hyco:

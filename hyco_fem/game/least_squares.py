@@ -25,9 +25,9 @@ from hyco_fem.game.identify import entry_names, standard_errors
 from hyco_fem.game.player import flat, put_flat
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed, is_distributed
 from hyco_fem.pde.linear import SolveError
-from hyco_fem.pde.state import State
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LeastSquaresResult:
 
 
 def least_squares(
-    physical: PhysicalModel,
+    physical: PhysicalModel | TransientModel,
     data: Data,
     *,
     bounds: Mapping[str, tuple[Any, Any]] | None = None,
@@ -140,7 +140,7 @@ class _Fit:
 
     def __init__(
         self,
-        physical: PhysicalModel,
+        physical: PhysicalModel | TransientModel,
         data: Data,
         bounds: Mapping[str, tuple[Any, Any]] | None,
         callback: Callable[[float, int], object] | None,
@@ -159,7 +159,7 @@ class _Fit:
             self.bounds = bound_arrays(self.parameters, bounds or {})
         self.history: list[float] = []
         self.solves = self.jacobians = 0
-        self._solved: tuple[np.ndarray, State, np.ndarray] | None = None  # θ, state and r of the last solve
+        self._solved: tuple[np.ndarray, Any, np.ndarray] | None = None  # θ, state and r of the last solve
 
     def theta(self) -> np.ndarray:
         return flat(self.parameters.values())

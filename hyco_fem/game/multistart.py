@@ -23,6 +23,7 @@ from hyco_fem.game.groups import shared_out
 from hyco_fem.game.player import Answer, Look, Method, Player, flat, of_shape, put_flat
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed, sum_array
 from hyco_fem.pde.linear import SolveError
 
@@ -54,7 +55,7 @@ class MultiStart:
     draw: Draw | Box
     starts: int = 32
     keep: int | Sequence[int] = 3
-    levels: Sequence[Callable[[MPI.Comm], PhysicalModel]] = ()
+    levels: Sequence[Callable[[MPI.Comm], PhysicalModel | TransientModel]] = ()
     search: Answer | None = None
     answer: Answer = field(default_factory=lambda: GaussNewton(steps=30))
     seed: int = 0
@@ -201,7 +202,7 @@ class Search:
     def _level(self, build: Any, portable: Any, candidates: list[Found], search: Answer) -> list[Found]:
         """All candidates on the models of one level, shared out over groups of ranks."""
 
-        def prepare(comm: MPI.Comm) -> tuple[PhysicalModel, Any, Player]:
+        def prepare(comm: MPI.Comm) -> tuple[PhysicalModel | TransientModel, Any, Player]:
             model = build(comm)
             objective = portable.on(model)
             player = Player(self.player.name, objective.parameters, search, comm)
@@ -213,7 +214,7 @@ class Search:
                     )
             return model, objective, player
 
-        def work(made: tuple[PhysicalModel, Any, Player], candidate: Found) -> Found:
+        def work(made: tuple[PhysicalModel | TransientModel, Any, Player], candidate: Found) -> Found:
             _, objective, player = made
             return _tried(objective, player, candidate, search)
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from hyco_fem.bridge.ghosts import GhostPoints
-from hyco_fem.bridge.jacobian import Observed
 from hyco_fem.bridge.points import Points
 from hyco_fem.bridge.spacetime import SpaceTimePoints
 from hyco_fem.game.data import Data, SensorTable
@@ -27,7 +26,6 @@ from hyco_fem.game.prior import BoundPrior
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed, is_distributed
-from hyco_fem.pde.state import State
 from hyco_fem.tensors import as_array
 
 # Points at which the gradients by the weights of a network are computed at once: memory is points × weights.
@@ -107,7 +105,7 @@ class PhysicalObjective:
         }
         self._at_hand = at_hand
         # Where the last solve was made: θ, values at sensors and ghosts, and the state of the solver.
-        self._solved: tuple[list[Tensor], Tensor | None, Tensor | None, State] | None = None
+        self._solved: tuple[list[Tensor], Tensor | None, Tensor | None, Any] | None = None
 
     def __call__(self) -> Tensor:
         """This rank's summand."""
@@ -176,7 +174,7 @@ class PhysicalObjective:
                 self.values()
             here = self._solved
         assert here is not None
-        sets: list[Observed] = [self.data.points] if self.data is not None else []
+        sets: list[Any] = [self.data.points] if self.data is not None else []
         sets += [self.opponent.ghosts] if self.opponent is not None else []
         found = self.physical.jacobians(sets, state=here[3])
         weights = [self.a * self.data.weights] if self.data is not None else []

@@ -33,6 +33,7 @@ from hyco_fem.game.split import Split
 from hyco_fem.game.split_match import Match
 from hyco_fem.game.split_sides import PhysicalSide, Side, SyntheticSide, Turn
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed, check_replicated, is_distributed, raise_together
 
 
@@ -71,7 +72,7 @@ class SplitHyco:
 
     def __init__(
         self,
-        physical: PhysicalModel,
+        physical: PhysicalModel | TransientModel,
         synthetic: nn.Module,
         data: Data | Sensing,
         ghosts: Ghosts | None = None,
@@ -226,7 +227,7 @@ class SplitHyco:
 
 
 def _check_arguments(
-    split: Split, physical: PhysicalModel, data: Data | Sensing, ghosts: Ghosts | None, weights: Any
+    split: Split, physical: PhysicalModel | TransientModel, data: Data | Sensing, ghosts: Ghosts | None, weights: Any
 ) -> None:
     alike = (MPI.IDENT, MPI.CONGRUENT)
     sensing = data if isinstance(data, Sensing) else Sensing(data, data)

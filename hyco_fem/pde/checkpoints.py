@@ -157,7 +157,7 @@ class MemoryBudget:
 
     def resolve(self, size: StepSize) -> InMemory | Revolve | OnDisk:
         """What fits."""
-        if size.steps * size.dependencies <= self.bytes:
+        if size.restart + size.steps * size.dependencies <= self.bytes:
             return InMemory()
         # One step's data for the adjoint, and the values that the sweep is at.
         working = size.dependencies + size.restart

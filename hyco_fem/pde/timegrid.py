@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,7 @@ class TimeGrid:
                 f"{what} {t:g} (number {bad[0]}) is {side} of the interval from {self.start:g} to {self.end:g}"
             )
 
-    def intervals(self, ends: Sequence[Real] | np.ndarray) -> np.ndarray:
+    def intervals(self, ends: Sequence[float] | np.ndarray) -> np.ndarray:
         """For each step the number of the part of the interval that it is in, where parts change at `ends`.
 
         Raises:

@@ -356,7 +356,9 @@ class TransientSolver:
                 watch.see(0, self._start_of_u(state))
             for number, _ in self._trajectory(state):
                 for f, sources in self.problem.extrapolated:
-                    moved[self._slot(f)] = sum(float(c.value) * moved[self._slot(lag)] for c, lag in sources)
+                    moved[self._slot(f)] = np.sum(
+                        [float(c.value) * moved[self._slot(lag)] for c, lag in sources], axis=0
+                    )
                 for s, stage in enumerate(self.stages):
                     along = [None if changes[k] is None else changes[k][self._row(k, number)] for k in self._own[s]]  # type: ignore[index]
                     along += [moved[i] if moved[i] is not zero[i] else None for i in self._slots[s]]
