@@ -70,12 +70,12 @@ from hyco_fem.pde.checkpoints import InMemory, MemoryBudget, OnDisk, Revolve
 from hyco_fem.pde.evolution import TransientProblem
 from hyco_fem.pde.inner import RieszMap
 from hyco_fem.pde.linear import SolveError
+from hyco_fem.pde.march import BlowUp
 from hyco_fem.pde.problem import Dirichlet, Flux, Problem, Robin
 from hyco_fem.pde.regularisers import BiLaplacian, H1Tikhonov, L2Tikhonov, Regulariser, TotalVariation
 from hyco_fem.pde.scheme import BDF, BDF2, BDF3, BackwardEuler, CrankNicolson, ThetaScheme
 from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.pde.timegrid import TimeGrid
-from hyco_fem.pde.transient import BlowUp
 from hyco_fem.script import run_script
 from hyco_fem.verify import (
     InvarianceResult,

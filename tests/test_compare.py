@@ -84,7 +84,8 @@ def test_the_error_of_theta_does_not_depend_on_the_order_of_the_bumps() -> None:
     A, c = TRUTH
     assert theta_error(bumps(TRUTH)) == 0.0
     assert theta_error(bumps((A[::-1].copy(), c[::-1].copy()))) == 0.0
-    off = bumps((A + [0.0, np.linalg.norm(A)], c + [[0.0, 0.0], [0.5 * np.linalg.norm(c), 0.0]]))
+    moved = np.array([[0.0, 0.0], [0.5, 0.0]]) * np.linalg.norm(c)
+    off = bumps((A + np.array([0.0, np.linalg.norm(A)]), c + moved))
     assert theta_error(off) == pytest.approx(1.5)
 
 

@@ -1,4 +1,4 @@
-"""The steps of an interval fill it, equal ones to the last bit; times are found among their ends, or refused by name."""
+"""The steps of an interval fill it, equal ones to the last bit; times are found among their ends or refused by name."""
 
 from __future__ import annotations
 

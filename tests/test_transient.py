@@ -1,4 +1,4 @@
-"""Models in time: schemes have their orders, derivatives through time are exact, what cannot work is refused by name."""
+"""Models in time: schemes have their orders, derivatives are exact, what cannot work is refused by name."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ def test_a_wrong_u_t_is_refused(comm: MPI.Comm) -> None:
     options: dict[str, Any] = {"interval": (0, 1), "dt": 0.1}
     with pytest.raises(ValueError, match="'rate', which stands for ∂u/∂t in F, must be a Function of the space of 'u'"):
         hf.TransientModel(other * v * dx + diffusion, u, other, **options)
-    with pytest.raises(ValueError, match="'u_t', which stands for ∂u/∂t, does not appear in F.*PhysicalModel"):
+    with pytest.raises(ValueError, match=r"'u_t', which stands for ∂u/∂t, does not appear in F.*PhysicalModel"):
         hf.TransientModel(diffusion, u, unused, **options)
     F = unused * v * dx + diffusion
     with pytest.raises(ValueError, match="belongs to F, not to the explicit part"):
@@ -372,9 +372,7 @@ def growth(comm: MPI.Comm, **options: Any) -> hf.TransientModel:
     r.x.array[:] = 1.0
     F = u_t * v * dx + inner(grad(u), grad(v)) * dx
     settings: dict[str, Any] = {"interval": (0, 10), "dt": 0.25, "initial": 1.0, "scheme": hf.BackwardEuler()}
-    return hf.TransientModel(
-        F, u, u_t, [], {r: hf.Scalar(1.0)}, explicit=-r * u**2 * v * dx, **{**settings, **options}
-    )
+    return hf.TransientModel(F, u, u_t, [], {r: hf.Scalar(1.0)}, explicit=-r * u**2 * v * dx, **{**settings, **options})
 
 
 def test_a_field_that_blows_up_is_told_with_its_step_and_the_last_good_one_kept(comm: MPI.Comm, folder: Path) -> None:
@@ -414,7 +412,7 @@ def test_a_coefficient_per_interval_needs_a_model_in_time(comm: MPI.Comm) -> Non
     V = fem.functionspace(domain, ("Lagrange", 1))
     u, v, kappa = fem.Function(V), ufl.TestFunction(V), fem.Function(V, name="kappa")
     F = kappa * inner(grad(u), grad(v)) * dx + u * v * dx - v * dx
-    with pytest.raises(ValueError, match="'kappa' changes in time .*PhysicalModel is steady"):
+    with pytest.raises(ValueError, match=r"'kappa' changes in time .*PhysicalModel is steady"):
         hf.PhysicalModel(F, u, [], {kappa: hf.PerInterval([0.5], [hf.Scalar(1.0), hf.Scalar(2.0)])})
     with pytest.raises(ValueError, match="1 changes need 2 modules, not 1"):
         hf.PerInterval([0.5], [hf.Scalar(1.0)])

@@ -13,6 +13,7 @@ import torch
 import ufl
 from cases import dirichlet, poisson, square
 from dolfinx import fem
+from evolving import UNKNOWN, reaction_diffusion
 from torch import Tensor, nn
 
 import hyco_fem as hf
@@ -197,6 +198,43 @@ def test_a_wrong_tangent_fails_the_dot_product_test(comm: MPI.Comm, monkeypatch:
     factor = 1.5 if comm.rank == comm.size - 1 else 1.0
     monkeypatch.setattr(model.solver, "tangent", lambda *args: factor * right(*args))
     assert hf.dot_product_test(model) > 1e-3
+
+
+def test_models_in_time_pass_both_tests(comm: MPI.Comm) -> None:
+    for options in ({}, {"times": [0.1, 1.0]}, {"cubic": True, "checkpoints": hf.Revolve(2)}):
+        model = reaction_diffusion(comm, **options)
+        result = hf.taylor_test(model)
+        assert result.ok, f"\n{result}"
+        assert hf.dot_product_test(model) < 1e-12
+    initial_value_alone = reaction_diffusion(comm, ("initial value",))
+    assert hf.taylor_test(initial_value_alone).ok
+    assert hf.dot_product_test(initial_value_alone) < 1e-12
+    with pytest.raises(ValueError, match="no coefficient"):
+        hf.dot_product_test(reaction_diffusion(comm, ()))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_wrong_adjoint_in_time_fails_both_tests(part: int, comm: MPI.Comm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong in one of the coefficients, or in the initial value, by one per cent."""
+    model = reaction_diffusion(comm, (UNKNOWN[part],))
+    right = model.solver.adjoint
+    monkeypatch.setattr(
+        model.solver, "adjoint", lambda *args, **kw: [None if g is None else 1.01 * g for g in right(*args, **kw)]
+    )
+    assert hf.dot_product_test(model) == pytest.approx(0.01 / 1.01, rel=1e-8)
+    result = hf.taylor_test(model)
+    assert not result.ok, f"\n{result}"
+
+
+def test_a_wrong_tangent_in_time_fails_the_dot_product_test(comm: MPI.Comm, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = reaction_diffusion(comm)
+    right = model.solver.tangent
+
+    def wrong(state: Any, directions: list[np.ndarray], *args: Any) -> None:
+        right(state, [directions[0] * 1.01, *directions[1:]], *args)
+
+    monkeypatch.setattr(model.solver, "tangent", wrong)
+    assert hf.dot_product_test(model) > 1e-5
 
 
 # -- rank invariance -------------------------------------------------------------------------------------------

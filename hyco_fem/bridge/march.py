@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hyco_fem.pde.transient import TransientSolver, Watch
+from hyco_fem.pde.march import Watch
+from hyco_fem.pde.transient import TransientSolver
 from hyco_fem.tensors import as_array
 
 

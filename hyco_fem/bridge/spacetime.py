@@ -19,8 +19,10 @@ from torch import Tensor
 from hyco_fem.bridge.dofs import DofLayout
 from hyco_fem.bridge.points import Observation, OutsideError, Points
 from hyco_fem.parallel import agreed
+from hyco_fem.pde.march import Watch
 from hyco_fem.pde.timegrid import TimeGrid
-from hyco_fem.pde.transient import Watch
+
+_STEADY = "points in space and time observe a TransientModel; use hyco_fem.Points for a steady one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,13 +176,15 @@ class SpaceTimePoints:
                 return found
         with agreed(self.comm):
             if not isinstance(where, SpaceTime):
-                raise TypeError(
-                    "points in space and time observe a TransientModel; use hyco_fem.Points for a steady one"
-                )
+                raise TypeError(_STEADY)
             where.grid.check_inside(self._times, "the time of a point,")
         made = SpaceTimeObservation(self.space.observation(where.V), self.t.numpy(), where.grid)
         self._observations.append((where, made))
         return made
+
+    def evaluate(self, u: Tensor, V: Any) -> Tensor:
+        """Raises TypeError: a field at one time has no values at other times."""
+        raise TypeError(_STEADY)
 
 
 class SpaceTimeObservation:
@@ -299,8 +303,8 @@ class _Rows(Watch):
 class SpaceTimeSampler:
     """Ghost points in space and time: those of a sampler in space, with times uniform in the interval.
 
-    The times of round r come from a stream seeded by (seed, r, 2), which no sampler in space uses; they go with the rows of the points, and so do not
-    know the partition.
+    The times of round r come from a stream seeded by (seed, r, 2), which no sampler in space uses; they go with the
+    rows of the points, and so do not know the partition.
     """
 
     def __init__(self, space: Any, where: SpaceTime, seed: int, fixed: bool) -> None:

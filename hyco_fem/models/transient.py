@@ -16,15 +16,16 @@ from hyco_fem import _compat
 from hyco_fem.bridge.dofs import check_point_evaluation, dof_coordinates, owned_size
 from hyco_fem.bridge.jacobian import Jacobian, parameter_maps
 from hyco_fem.bridge.march import march
-from hyco_fem.bridge.spacetime import Snapshots, SpaceTime, SpaceTimePoints
+from hyco_fem.bridge.spacetime import Snapshots, SpaceTime, SpaceTimeObservation, SpaceTimePoints
 from hyco_fem.models.pde_model import PDEModel, PerInterval, checked_values
 from hyco_fem.parallel import agreed, raise_together, sum_array
 from hyco_fem.pde.checkpoints import Checkpoints
 from hyco_fem.pde.evolution import TransientProblem, setters
 from hyco_fem.pde.linear import Options
+from hyco_fem.pde.march import BlowUp, TransientState
 from hyco_fem.pde.scheme import CrankNicolson, Equation, Scheme, check_equation
 from hyco_fem.pde.timegrid import TimeGrid
-from hyco_fem.pde.transient import BlowUp, TransientSolver, TransientState
+from hyco_fem.pde.transient import TransientSolver
 from hyco_fem.pde.vectors import local
 
 
@@ -227,6 +228,14 @@ class TransientModel(PDEModel):
         """
         return self._march([Snapshots(self._rows, owned_size(self.V))])[0]
 
+    def _operators(self, sets: Sequence[SpaceTimePoints]) -> list[SpaceTimeObservation]:
+        for points in sets:
+            if not isinstance(points, SpaceTimePoints):
+                raise TypeError(
+                    f"a TransientModel is observed in time: use SpaceTimePoints, not {type(points).__name__}"
+                )
+        return [points.observation(self.observed) for points in sets]
+
     def observe(self, sets: Sequence[SpaceTimePoints]) -> list[Tensor]:
         """Solve once, and evaluate at several sets of points in space and time.
 
@@ -236,9 +245,9 @@ class TransientModel(PDEModel):
             For each set the values at the points owned here, (n,) or (n, value_size); differentiable in θ, once.
 
         Raises:
-            As `solve`; ValueError: a time outside the interval.
+            As `solve`; ValueError: a time outside the interval.  TypeError: points without a time.
         """
-        return self._march([points.observation(self.observed) for points in sets])
+        return self._march(self._operators(sets))
 
     def solution(self, sets: Sequence[SpaceTimePoints]) -> tuple[list[Tensor], Callable[[SpaceTimePoints], Tensor]]:
         """`observe`, and what gives the values at other points, for which it solves again."""
@@ -264,7 +273,7 @@ class TransientModel(PDEModel):
             with torch.no_grad():
                 self._march([])
             state = self.solver.state
-        operators = [points.observation(self.observed) for points in sets]
+        operators = self._operators(sets)
         trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
         modules, places = list(self.coefficients.values()), list(self._x)
         if self.initial is not None:

@@ -11,8 +11,8 @@ from dolfinx import fem
 from ufl.core.expr import Expr
 
 from hyco_fem import _compat
+from hyco_fem.pde.march import SetAt
 from hyco_fem.pde.scheme import StepProblem
-from hyco_fem.pde.transient import SetAt
 
 
 @dataclass(frozen=True, eq=False)
