@@ -19,7 +19,7 @@ from test_script import ROOT, mpirun
 import hyco_fem as hf
 
 sys.path[:0] = [str(ROOT / "demos"), str(ROOT / "benchmarks")]
-import gray_scott as demo
+import gray_scott as demo  # noqa: E402
 
 COMM = MPI.COMM_WORLD
 

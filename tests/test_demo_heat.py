@@ -18,7 +18,7 @@ DEMO = ROOT / "demos" / "heat_moving_sensors.py"
 def table(folder: Path, ranks: int) -> dict[str, Any]:
     folder.mkdir()
     run = mpirun(
-        ranks, DEMO, "--cells", "8", "--steps", "24", "--corrections", "1", "--out", "out", cwd=folder, timeout=400.0
+        ranks, DEMO, "--cells", "8", "--steps", "24", "--corrections", "1", "--out", "out", cwd=folder, timeout=600.0
     )
     assert run.returncode == 0, run.stdout + run.stderr
     out = folder / "out"

@@ -359,6 +359,21 @@ def test_more_ranks_give_the_same(comm: MPI.Comm, name: str) -> None:
     assert result.ok, result.differences
 
 
+def test_products_read_no_further_than_the_values(comm: MPI.Comm) -> None:
+    """What lies behind a vector in memory is not a number here."""
+    model = inversion(comm, "transient_navier_stokes")
+    products = [(s, k, C) for s in model.solver.stages for k, C in s.factors.products.items()]
+    assert products
+    for stage, k, C in products:
+        n_columns, n_rows = len(stage.coefficients[k].x.array), len(stage.u.x.array)
+        for times, n, size in ((C.local_times, n_columns, n_rows), (C.local_transposed_times, n_rows, n_columns)):
+            x = np.full(n + 100, np.nan)
+            x[:n] = 1.0
+            found = times(x[:n])
+            assert found.shape == (size,)
+            assert np.isfinite(found).all()
+
+
 # -- what the problems are -----------------------------------------------------------------------------------------
 
 

@@ -54,9 +54,11 @@ class _Local:
         self._matrix = fem.create_matrix(form, block_mode=la.BlockMode.expanded)
         self._scipy = self._matrix.to_scipy(ghosted=True)  # on the same memory
         self._n = len(local(self._columns))
-        if self._scipy.shape[1] > self._n:  # columns for further ghosts, with nothing in them: share all but the shape
+        if self._scipy.shape[1] > self._n:
+            # Entries in columns of further ghosts, always zero: let them be in a column that there is.
             C = self._scipy
-            self._scipy = type(C)((C.data, C.indices, C.indptr), shape=(C.shape[0], self._n))
+            self._scipy = type(C)((C.data, np.minimum(C.indices, self._n - 1), C.indptr), shape=(C.shape[0], self._n))
+            assert np.shares_memory(self._scipy.data, self._matrix.data)
         self._transposed = self._scipy.T  # likewise
 
     def assemble(self) -> None:

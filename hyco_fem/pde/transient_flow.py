@@ -1,8 +1,8 @@
 """Ready problems in time: incompressible flow, by pressure correction.
 
 Velocity u in continuous elements of degree 2, pressure p of degree 1.  A step is three solves, the incremental scheme
-(Goda, J. Comput. Phys. 30 (1979); Guermond, Minev, Shen, CMAME 195 (2006)).  With d = c₀ ũ + c₁ u₁ + c₂ u₂ for ∂u/∂t, as
-in BDF1 or BDF2, and to the same order the velocity that carries, u° = e₁ u₁ + e₂ u₂,
+(Goda, J. Comput. Phys. 30 (1979); Guermond, Minev, Shen, CMAME 195 (2006)).  With d = c₀ ũ + c₁ u₁ + c₂ u₂ for
+∂u/∂t, by BDF1 or BDF2, and to the same order the velocity that carries, u° = e₁ u₁ + e₂ u₂,
 
     ρ (d + (u°·∇) ũ + ½ (∇·u°) ũ) − ∇·(μ ∇ũ) + ∇p₁ = f     the velocity before correction, ũ,
     ∇·(ρ⁻¹ ∇(p − p₁)) = c₀ ∇·ũ                             the pressure,
