@@ -96,8 +96,10 @@ class TransientModel(PDEModel):
         t = fem.Constant(mesh, 0.0) if t is None else t
         self._u0 = fem.Function(V, name="initial_value")
         self.initial = initial if isinstance(initial, nn.Module) else None
-        scheme = scheme or CrankNicolson()
         with agreed(self.comm):
+            if scheme is not None and splitting is not None:
+                raise ValueError(f"this problem has a scheme of its own (a splitting); leave out scheme={scheme.name}")
+            scheme = scheme or CrankNicolson()
             self.grid = TimeGrid.of(interval, dt)
             self._rows = np.arange(self.grid.n + 1) if times is None else self.grid.indices(times)
             parts = [

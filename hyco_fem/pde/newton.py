@@ -19,8 +19,8 @@ _DEFAULTS: dict[str, object] = {
     "snes_type": "newtonls",
     "snes_linesearch_type": "bt",
     "snes_rtol": 1e-12,
-    "snes_atol": 1e-30,
-    "snes_stol": 1e-12,
+    "snes_atol": 1e-12,
+    "snes_stol": 0.0,
     "snes_max_it": 50,
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ufl
@@ -24,6 +25,9 @@ from hyco_fem.pde.products import Products
 from hyco_fem.pde.scheme import Stage
 from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.pde.vectors import local, owned, set_owned
+
+# A step starts near its solution, so that residuals are small from the first one on: the last correction counts.
+_NEWTON = {"snes_atol": 1e-30, "snes_stol": 1e-12}
 
 # Up to so many tangents at once, derivatives are applied by assembling the products; for more, by matrices.
 _ACTIONS = 8
@@ -66,14 +70,15 @@ class StageSolver(SteadySolver):
         coefficients: Sequence[fem.Function],
         fields: Sequence[fem.Function],
         changing: Sequence[fem.Function],
-        **options: object,
+        **options: Any,
     ) -> None:
+        options["petsc_options"] = _NEWTON | dict(options.get("petsc_options") or {})
         G, u = stage.G, stage.u
         present = extract_coefficients(G)
         self.fields = [f for f in fields if f in present]
         moving = [u, *self.fields, *changing]
         by_matrix = [f for f in self.fields if _has_matrix(G, f, u, moving)]
-        super().__init__(G, u, stage.bcs, [*coefficients, *self.fields], by_matrix=by_matrix, **options)  # type: ignore[arg-type]
+        super().__init__(G, u, stage.bcs, [*coefficients, *self.fields], by_matrix=by_matrix, **options)
         self.n_coefficients = len(coefficients)
         self._by_matrix = [k for k, m in enumerate(self.coefficients) if m in by_matrix]
         inputs = list(self.matrix_inputs)
