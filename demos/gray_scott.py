@@ -40,7 +40,7 @@ import hyco_fem as hf
 
 HALF, RADIUS, RIM = 50.0, 10.0, 1.0
 TRUE, GUESS = (0.20, 0.08), (0.10, 0.05)
-FRAME, SENSORS, GHOSTS = 20.0, 60, 4000
+FRAME, SENSORS, GHOSTS = 20.0, 150, 4000
 
 
 def fold(x: np.ndarray) -> np.ndarray:
@@ -130,6 +130,7 @@ def reactor(
     """The PDE on P2 elements; diffusion implicit, reaction explicit: all steps of one length share one matrix."""
     domain = eighth(comm, cells)
     problem = hf.catalogue.gray_scott(domain, degree=2, F=0.018, k=0.051, initial=start(domain))
+    assert problem.explicit is not None
     # Six points in a cell serve a reaction between P2 functions; the exact sixteen take most of the time of a step.
     E = [
         part.reconstruct(metadata={**part.metadata(), "quadrature_degree": 4}) for part in problem.explicit.integrals()
@@ -257,7 +258,7 @@ def main() -> None:
     whole = reactor(comm, modules, args.end, cells=args.cells)
     net = network(args.end, 48)
     data = hf.Data(hf.SpaceTimePoints(whole.V.mesh, fold(x), t), y)
-    decreasing = lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9)  # noqa: E731
+    decreasing = lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.7)  # noqa: E731
     # Ten answers, so that the rate falls between them.
     hf.NetworkOnly(net, data, hf.AdamStep(3e-3, steps=max(1, args.steps // 10), schedule=decreasing)).run(10)
     say(f"network fitted to the data alone, {time.perf_counter() - begun:.0f} s")
@@ -267,7 +268,9 @@ def main() -> None:
 
     short_fit(short, net, FRAME, GHOSTS)
     table[f"answer to it, t < {horizon:g}"] = told(f"answer to it, t < {horizon:g}")
-    answers = hf.Answers(hf.GaussNewton(steps=1), hf.AdamStep(1e-3, steps=max(1, args.steps // 10)))
+    answers = hf.Answers(
+        hf.GaussNewton(steps=1), hf.AdamStep(1e-3, steps=max(1, args.steps // 10), schedule=decreasing)
+    )
     game = hf.Hyco(whole, net, data, FrameGhosts(GHOSTS, FRAME), weights=hf.Weights(a1=0.0), answers=answers)
 
     def after(record: hf.Record) -> None:

@@ -5,7 +5,7 @@ a solver that learns from the network alone (a₁ = 0).  Frame 0 is known, and l
 
 The measurements come from a cosine-spectral solution on 256² of a quarter of the square, by a fourth-order exponential
 integrator with steps of 0.25; it is computed once, in some minutes, and kept in out/gray_scott_reference/.  The
-inversion uses P2 on an eighth of the square, 64 cells a side, and BDF3 with graded steps up to 1: grids and steps differ.
+inversion uses P2 on an eighth of the square, 64 cells a side, and BDF3 with graded steps up to 1.
 
 Each seed draws places, times and a network.  Fields are compared at 10,000 other (x, t).
 """
