@@ -14,7 +14,8 @@ sides; sensors are folded onto that eighth; and the network is one of max(|x|, |
 Both models are compared at ghost points in space and time.  As published, only the network sees the data: the solver
 learns D_u and D_v from the network alone (a₁ = 0), which in turn listens to the solver.  First, over a short horizon,
 the solver answers a network that was fitted to the data alone; there a poor guess of D cannot do much harm.  Then the
-game is played over the whole time.  Data come from smaller cells and steps than those of the inversion.
+game is played over the whole time.  Data come from smaller cells and steps than those of the inversion, which bound
+what can be found: fitted to all data directly, with 32 cells, the solver is off by 0.2 % in D_u and by 2 % in D_v.
 
     mpirun -n 2 python3 -m mpi4py demos/gray_scott.py [--cells N] [--end T] [--rounds N] [--out FOLDER]
 """
