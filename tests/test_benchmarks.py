@@ -71,3 +71,16 @@ def test_peers_are_compared_where_they_are_installed_and_excused_where_not() -> 
         else:
             assert found[name] is not None, found["notes"][name]
             assert found[name] > 0
+
+
+def test_transient_cost_keeps_no_more_than_its_budget() -> None:
+    found = printed(
+        "transient_cost.py", "--cells", 8, "--steps", 12, "--snapshots", 3, "--budget", "5 KB", "--seconds", 0
+    )
+    assert (found["dofs"], found["steps"]) == (81, 12)
+    schedules = ("memory", "revolve", "budget", "disk")
+    assert positive(found[name] for name in schedules)
+    assert found["budget_kept_mb"] <= found["budget_mb"] == 0.005
+    assert found["revolve_kept_mb"] < found["memory_kept_mb"]
+    assert found["disk_kept_mb"] == 0.0
+    assert "Revolve with" in found["budget_is"]

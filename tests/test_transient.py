@@ -421,3 +421,16 @@ def test_a_coefficient_per_interval_needs_a_model_in_time(comm: MPI.Comm) -> Non
 def test_a_coefficient_changes_at_the_end_of_a_step(comm: MPI.Comm) -> None:
     with pytest.raises(ValueError, match="not at the end of a step"):
         reaction_diffusion(comm, ("per interval",), dt=0.1)
+
+
+def test_what_is_for_steady_models_says_so(comm: MPI.Comm) -> None:
+    model = reaction_diffusion(comm, ("coefficient",))
+    data = hf.Data(space_time_points(model.V.mesh), np.zeros(12))
+    for what in (
+        lambda: hf.MisfitHessian(model, data),  # type: ignore[arg-type]
+        lambda: hf.fit_field(model, data, hf.L2Tikhonov(model.V), weight=1.0),  # type: ignore[arg-type]
+        lambda: hf.choose_weight(model, data, hf.L2Tikhonov(model.V)),  # type: ignore[arg-type]
+        lambda: hf.scenario_misfit(model, []),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match="is for a steady PhysicalModel"):
+            what()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hyco_fem.game.data import Data
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import check_steady
 from hyco_fem.parallel import agreed, is_distributed, sum_array, sum_tensors
 
 
@@ -40,6 +41,7 @@ class MisfitHessian:
         self, physical: PhysicalModel, data: Data, kind: Literal["gauss_newton", "full"] = "gauss_newton"
     ) -> None:
         with agreed(physical.comm):
+            check_steady(physical, "MisfitHessian")
             if kind not in ("gauss_newton", "full"):
                 raise ValueError(f"kind must be 'gauss_newton' or 'full', not {kind!r}")
         self.physical, self.data, self.kind = physical, data, kind

@@ -29,6 +29,7 @@ from hyco_fem.game.data import Data
 from hyco_fem.game.history import write_summary
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import check_steady
 from hyco_fem.parallel import agreed, is_distributed, max_over_ranks, sum_array
 from hyco_fem.pde.inner import RieszMap
 from hyco_fem.pde.linear import SolveError
@@ -210,7 +211,11 @@ def fit_field(
 
 
 def field_parameter(physical: PhysicalModel, regulariser: Regulariser) -> tuple[str, torch.nn.Parameter]:
-    """The one trainable parameter of the model, with its name.  Raises ValueError unless it is a field in Q.  Local."""
+    """The one trainable parameter of the model, with its name.  Raises ValueError unless it is a field in Q.  Local.
+
+    Also TypeError for a model in time.
+    """
+    check_steady(physical, "fit_field")
     trainable = {n: p for n, p in physical.named_parameters() if p.requires_grad}
     if len(trainable) != 1:
         raise ValueError(

@@ -20,6 +20,7 @@ from hyco_fem.bridge.points import Points
 from hyco_fem.game.data import Data
 from hyco_fem.models.experiments import Scenario
 from hyco_fem.models.physical import PhysicalModel
+from hyco_fem.models.transient import check_steady
 from hyco_fem.parallel import agreed
 
 
@@ -124,6 +125,7 @@ def scenario_misfit(physical: PhysicalModel, scenarios: Sequence[Scenario]) -> T
         ValueError: a scenario without data; on all ranks.
     """
     with agreed(physical.comm):
+        check_steady(physical, "a misfit of scenarios")
         for number, scenario in enumerate(scenarios):
             if not isinstance(scenario.data, Data):
                 raise ValueError(f"scenario {number} has no data to be fitted to; pass data=hyco_fem.Data(…)")

@@ -335,6 +335,15 @@ class TransientModel(PDEModel):
         self.solver.close()
 
 
+def check_steady(model: Any, what: str) -> None:
+    """Raise TypeError where a model is one in time, and `what` is for steady ones."""
+    if isinstance(model, TransientModel):
+        raise TypeError(
+            f"{what} is for a steady PhysicalModel; for a model in time use Hyco, PhysicsOnly or least_squares, with a "
+            "Prior where the data do not tell enough"
+        )
+
+
 def _interpolate(u0: fem.Function, initial: Any) -> None:
     """A number, expression or Function as the initial value.  Collective."""
     if isinstance(initial, (int, float)):
