@@ -23,8 +23,8 @@ from ufl.algorithms.analysis import extract_coefficients, extract_constants
 from hyco_fem.pde.stage import StageSolver
 from hyco_fem.pde.vectors import local
 
-# Steps of one assembly: beyond four the gain is small, and the compiler has more to do.
-_STEPS = 4
+# Steps of one assembly: what a step gains from more is small, and the compiler has more to do.
+_STEPS = 8
 
 
 class StepBatch:
