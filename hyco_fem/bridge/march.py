@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hyco_fem.pde.march import Watch
+from hyco_fem.pde.march import Source
 from hyco_fem.pde.transient import TransientSolver
 from hyco_fem.tensors import as_array
 
@@ -19,9 +19,11 @@ from hyco_fem.tensors import as_array
 class Operator(Protocol):
     """An observation of a field in time; see hyco_fem.bridge.spacetime."""
 
+    shape: Any
+
     def watch(self) -> Any: ...
 
-    def source(self, gradient: Any) -> Watch: ...
+    def source(self, gradient: Any) -> Source: ...
 
 
 class _March(torch.autograd.Function):
@@ -52,11 +54,7 @@ class _March(torch.autograd.Function):
         watches = [operator.watch() for operator in ctx.operators]
         directions = [None if t is None else as_array(t)[..., None] for t in tangents]
         ctx.solver.tangent(ctx.state, directions, watches)
-        return tuple(torch.from_numpy(w.values.reshape(w.values.shape[: len(s)])) for w, s in _shapes(watches, ctx))
-
-
-def _shapes(watches: Sequence[Any], ctx: Any) -> list[tuple[Any, tuple[int, ...]]]:
-    return [(w, o.shape) for w, o in zip(watches, ctx.operators, strict=True)]
+        return tuple(torch.from_numpy(w.values.reshape(o.shape)) for w, o in zip(watches, ctx.operators, strict=True))
 
 
 def march(solver: TransientSolver, operators: Sequence[Operator], *values: Tensor) -> tuple[Tensor, ...]:

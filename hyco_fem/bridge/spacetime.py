@@ -19,7 +19,6 @@ from torch import Tensor
 from hyco_fem.bridge.dofs import DofLayout
 from hyco_fem.bridge.points import Observation, OutsideError, Points
 from hyco_fem.parallel import agreed
-from hyco_fem.pde.march import Watch
 from hyco_fem.pde.timegrid import TimeGrid
 
 _STEADY = "points in space and time observe a TransientModel; use hyco_fem.Points for a steady one"
@@ -222,9 +221,9 @@ class SpaceTimeObservation:
         """To look on in a forward or tangent sweep."""
         return Reading(self)
 
-    def source(self, gradient: np.ndarray) -> Source:
+    def source(self, gradient: np.ndarray) -> PointSource:
         """To tell the gradient in a backward sweep."""
-        return Source(self, gradient)
+        return PointSource(self, gradient)
 
     def at(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """At the end of step n: rows, and for each of them weights and dofs of its cell."""
@@ -232,7 +231,7 @@ class SpaceTimeObservation:
         return self._rows[part], self._values[part], self._dofs[part]
 
 
-class Reading(Watch):
+class Reading:
     """Values at points, filled as a sweep goes by; `values` (n, …), or (n, …, p) of p tangents."""
 
     def __init__(self, operator: SpaceTimeObservation) -> None:
@@ -247,18 +246,12 @@ class Reading(Watch):
         if len(rows):
             self.values[rows] += np.einsum("pk,pk...->p...", values, u[dofs])
 
-    def add_gradient(self, n: int, out: np.ndarray) -> None:
-        """A reading has no gradient."""
 
-
-class Source(Watch):
+class PointSource:
     """A gradient by the values at points, told step by step."""
 
     def __init__(self, operator: SpaceTimeObservation, gradient: np.ndarray) -> None:
         self._operator, self._gradient = operator, gradient
-
-    def see(self, n: int, u: np.ndarray) -> None:
-        """A source takes nothing."""
 
     def add_gradient(self, n: int, out: np.ndarray) -> None:
         """Add Bᵀ of the gradient at the end of step n."""
@@ -285,7 +278,7 @@ class Snapshots:
         return _Rows(self, gradient)
 
 
-class _Rows(Watch):
+class _Rows:
     def __init__(self, operator: Snapshots, values: np.ndarray) -> None:
         self._operator, self.values = operator, values
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from hyco_fem.bridge.dofs import dof_coordinates, owned_size
 from hyco_fem.parallel import agreed, check_replicated, raise_together
+from hyco_fem.pde.evolution import TransientProblem
+from hyco_fem.pde.problem import Problem
 from hyco_fem.pde.vectors import set_owned
 from hyco_fem.tensors import as_array
 
@@ -83,6 +85,25 @@ class PDEModel(nn.Module):
             ],
             comm,
         )
+
+    @staticmethod
+    def _chosen(
+        problem: Problem | TransientProblem, modules: Mapping[str, nn.Module] | None
+    ) -> tuple[dict[fem.Function, nn.Module], list[fem.Function]]:
+        """From names to Functions: the unknown coefficients of a ready problem, and those that must stay positive.
+
+        Raises:
+            ValueError: the problem has no coefficient of that name.
+        """
+        modules = {} if modules is None else dict(modules)
+        unknown = sorted(set(modules) - set(problem.coefficients))
+        if unknown:
+            raise ValueError(
+                f"{problem.name} has no coefficient named {', '.join(map(repr, unknown))}; it has "
+                f"{sorted(problem.coefficients)}"
+            )
+        positive = [problem.coefficients[name] for name in problem.positive if name in modules]
+        return {problem.coefficients[name]: module for name, module in modules.items()}, positive
 
     def _sub_space(self, observed: int | Sequence[int] | None) -> fem.FunctionSpace:
         """The part of V that is compared with data."""

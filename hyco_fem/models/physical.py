@@ -95,16 +95,9 @@ class PhysicalModel(PDEModel):
         Raises:
             ValueError: the problem has no coefficient of that name.  Otherwise as `PhysicalModel`.
         """
-        modules = {} if modules is None else dict(modules)
-        unknown = sorted(set(modules) - set(problem.coefficients))
-        if unknown:
-            raise ValueError(
-                f"{problem.name} has no coefficient named {', '.join(map(repr, unknown))}; it has "
-                f"{sorted(problem.coefficients)}"
-            )
-        options.setdefault("positive", [problem.coefficients[name] for name in problem.positive if name in modules])
+        coefficients, positive = cls._chosen(problem, modules)
+        options.setdefault("positive", positive)
         options.setdefault("observed", problem.observed)
-        coefficients = {problem.coefficients[name]: module for name, module in modules.items()}
         return cls(problem.F, problem.u, problem.bcs, coefficients, **options)
 
     @property

@@ -158,15 +158,9 @@ class TransientModel(PDEModel):
         Raises:
             ValueError: the problem has no coefficient of that name.  Otherwise as `TransientModel`.
         """
-        modules = {} if modules is None else dict(modules)
-        unknown = sorted(set(modules) - set(problem.coefficients))
-        if unknown:
-            raise ValueError(
-                f"{problem.name} has no coefficient named {', '.join(map(repr, unknown))}; it has "
-                f"{sorted(problem.coefficients)}"
-            )
+        coefficients, positive = cls._chosen(problem, modules)
         defaults = {
-            "positive": [problem.coefficients[name] for name in problem.positive if name in modules],
+            "positive": positive,
             "observed": problem.observed,
             "initial": problem.initial,
             "explicit": problem.explicit,
@@ -174,7 +168,6 @@ class TransientModel(PDEModel):
             "splitting": problem.splitting,
             "t": problem.t,
         }
-        coefficients = {problem.coefficients[name]: module for name, module in modules.items()}
         return cls(problem.F, problem.u, problem.u_t, problem.bcs, coefficients, **{**defaults, **options})
 
     @property

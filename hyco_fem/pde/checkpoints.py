@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 from mpi4py import MPI
 
@@ -43,6 +43,8 @@ class Checkpoints(Protocol):
 @dataclass(frozen=True)
 class InMemory:
     """Every step in memory: nothing is solved twice."""
+
+    folder: ClassVar[None] = None
 
     def resolve(self, size: StepSize) -> InMemory:
         """Itself."""

@@ -50,6 +50,7 @@ class Derivatives:
         self._out = [fem.Function(m.function_space) for m in self.coefficients]
         self._gradient_forms: dict[int, fem.Form | None] = {}
         self._products: dict[int, Products] = {}
+        self._sums: dict[tuple[int, ...], fem.Form] = {}
 
     # -- first derivatives ---------------------------------------------------------------------------------
 
@@ -107,6 +108,14 @@ class Derivatives:
         form = self._tangent_forms[k]
         if form is not None:
             fem.assemble_vector(out, form)
+
+    def add_tangents(self, ks: tuple[int, ...], out: np.ndarray) -> None:
+        """Add Σ_k ∂F/∂m_k δm_k, as `add_tangent`, in one assembly."""
+        if ks not in self._sums:
+            self._sums[ks] = self._compile(
+                sum((ufl.derivative(self.F, self.coefficients[k], self.directions[k]) for k in ks), ufl.Form([]))
+            )
+        fem.assemble_vector(out, self._sums[ks])
 
     def add_lifting(self, out: np.ndarray) -> None:
         """Add ∂F/∂u δu, as `add_tangent`."""

@@ -15,6 +15,9 @@ from hyco_fem.pde.state import Input, State, input_values
 from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.pde.vectors import local, owned, set_owned
 
+# Up to so many tangents at once, derivatives are applied by assembling the products; for more, by matrices.
+_FEW = 4
+
 Setting = Sequence[tuple[Input, Any]]
 
 # -- derivatives at one state ----------------------------------------------------------------------------------
@@ -29,27 +32,43 @@ def tangent_block(solver: SteadySolver, state: State, directions: Sequence[np.nd
     Returns:
         (n_owned, p).
     """
-    p = next(d.shape[1] for d in directions if d is not None)
-    D = solver.derivatives
     with solver.at(state):
-        rhs = np.zeros((len(owned(solver.u)), p), order="F")
-        lifted = np.zeros_like(rhs)
-        for k, (trace, changes) in enumerate(zip(solver.traces, directions, strict=True)):
-            if changes is None:
-                continue
-            C = D.matrix(k)
-            if C is not None:
-                rhs -= C.times(changes)
-            if trace is not None:
-                for j in range(p):
-                    set_owned(D.directions[k], changes[:, j])
-                    trace.lift(local(D.directions[k]), lifted[:, j])
-        if any(trace is not None for trace in solver.traces):
-            rhs -= D.matrix_u().times(lifted)
-        rhs[solver.fixed_owned] = lifted[solver.fixed_owned]
-        found = solver.linear.solve_block(rhs)
+        return tangent_columns(solver, directions)
+
+
+def tangent_columns(solver: SteadySolver, directions: Sequence[np.ndarray | None]) -> np.ndarray:
+    """`tangent_block` at the values that the Functions hold now, on the factors at hand."""
+    p = next(d.shape[1] for d in directions if d is not None)
+    D, at_hand = solver.derivatives, solver.assembled
+    rhs = np.zeros((len(owned(solver.u)), p), order="F")
+    lifted = np.zeros_like(rhs)
+    column_by_column: list[int] = []
+    for k, (trace, changes) in enumerate(zip(solver.traces, directions, strict=True)):
+        if changes is None:
+            continue
+        C = at_hand.get(k) or (D.matrix(k) if p > _FEW else None)
+        if C is not None:
+            rhs -= C.times(changes)
+        elif D.in_form[k]:
+            column_by_column.append(k)
+        if trace is not None:
+            for j in range(p):
+                set_owned(D.directions[k], changes[:, j])
+                trace.lift(local(D.directions[k]), lifted[:, j])
+    if column_by_column:
+        work = fem.Function(solver.V)
+        for j in range(p):
+            for k in column_by_column:
+                set_owned(D.directions[k], directions[k][:, j])  # type: ignore[index]
+            local(work)[:] = 0.0
+            D.add_tangents(tuple(column_by_column), local(work))
+            work.x.scatter_reverse(la.InsertMode.add)
+            rhs[:, j] -= owned(work)
+    if any(t is not None and d is not None for t, d in zip(solver.traces, directions, strict=True)):
+        rhs -= D.matrix_u().times(lifted)
+    rhs[solver.fixed_owned] = lifted[solver.fixed_owned]
     solver.counts["tangent"] += p
-    return found
+    return solver.linear.solve_block(rhs)
 
 
 def adjoint_block(

@@ -38,6 +38,10 @@ class Watch(Protocol):
     def see(self, n: int, u: np.ndarray) -> None:
         """Take what is wanted of the local values (n_local,) or (n_local, p) at the end of step n; n = 0: the start."""
 
+
+class Source(Protocol):
+    """Who tells the gradient of a functional by the field, step by step."""
+
     def add_gradient(self, n: int, out: np.ndarray) -> None:
         """Add the gradient by the local values at the end of step n; contributions to ghosts are sent by the caller."""
 
@@ -219,7 +223,7 @@ class TimeMarch:
         """Go through a new schedule to the end of its first forward sweep."""
         from checkpoint_schedules import EndForward, Forward
 
-        state.storage = Storage(self.comm, getattr(self.checkpoints, "folder", None))
+        state.storage = Storage(self.comm, self.checkpoints.folder)
         state.schedule = schedule = self.checkpoints.schedule(self.grid.n)
         sweep = Sweep(state.storage, state.start)
         for action in schedule:

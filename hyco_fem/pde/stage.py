@@ -24,13 +24,10 @@ from hyco_fem.pde.linear import LinearSolver
 from hyco_fem.pde.products import Products
 from hyco_fem.pde.scheme import Stage
 from hyco_fem.pde.steady import SteadySolver
-from hyco_fem.pde.vectors import local, owned, set_owned
+from hyco_fem.pde.vectors import local, owned
 
 # A step starts near its solution, so that residuals are small from the first one on: the last correction counts.
 _NEWTON = {"snes_atol": 1e-30, "snes_stol": 1e-12}
-
-# Up to so many tangents at once, derivatives are applied by assembling the products; for more, by matrices.
-_ACTIONS = 8
 
 # Matrices with factors that are kept.  A scheme has two when its first step is another than the rest, and a backward
 # sweep that starts anew from checkpoints needs both again and again.
@@ -92,7 +89,6 @@ class StageSolver(SteadySolver):
         self._lifted: tuple[Hashable, np.ndarray, np.ndarray] | None = None
         self._lifting = fem.Function(self.V)
         self._g = np.zeros(len(local(u)))
-        self._action_forms: dict[tuple[int, ...], fem.Form] = {}
 
     def _new_products(self) -> dict[int, Products]:
         return {k: self.derivatives.new_matrix(k) for k in self._by_matrix}
@@ -205,49 +201,10 @@ class StageSolver(SteadySolver):
     def _field_work(self, i: int) -> np.ndarray:
         return local(self.derivatives._out[self.n_coefficients + i])
 
-    def tangent_here(self, directions: Sequence[np.ndarray | None]) -> np.ndarray:
-        """δu for changes of coefficients and fields, (n_owned, p) each or None, by a block of solves."""
-        p = next((d.shape[1] for d in directions if d is not None), 0)
-        D = self.derivatives
-        rhs = np.zeros((len(owned(self.u)), p), order="F")
-        lifted = np.zeros_like(rhs)
-        by_action: list[int] = []
-        for k, (trace, changes) in enumerate(zip(self.traces, directions, strict=True)):
-            if changes is None:
-                continue
-            C = self.factors.products.get(k) or (D.matrix(k) if p > _ACTIONS else None)
-            if C is not None:
-                rhs -= C.times(changes)
-            elif D.in_form[k]:
-                by_action.append(k)
-            if trace is not None:
-                for j in range(p):
-                    owned(D.directions[k])[:] = changes[:, j]
-                    D.directions[k].x.scatter_forward()
-                    trace.lift(local(D.directions[k]), lifted[:, j])
-        if by_action:
-            self._add_actions(by_action, directions, rhs)
-        if any(t is not None and d is not None for t, d in zip(self.traces, directions, strict=True)):
-            rhs -= D.matrix_u().times(lifted)
-        rhs[self.fixed_owned] = lifted[self.fixed_owned]
-        self.counts["tangent"] += p
-        return self.linear.solve_block(rhs)
-
-    def _add_actions(self, inputs: list[int], directions: Sequence[np.ndarray | None], rhs: np.ndarray) -> None:
-        """Subtract Σ_k (∂G/∂m_k) δm_k, column by column: for a few columns cheaper than the matrices."""
-        D, b, key = self.derivatives, self._b, tuple(inputs)
-        if key not in self._action_forms:
-            action = sum((ufl.derivative(self.F, self.coefficients[k], D.directions[k]) for k in inputs), ufl.Form([]))
-            self._action_forms[key] = self.compile(action)
-        for j in range(rhs.shape[1]):
-            for k in inputs:
-                changes = directions[k]
-                assert changes is not None
-                set_owned(D.directions[k], changes[:, j])
-            local(b)[:] = 0.0
-            fem.assemble_vector(local(b), self._action_forms[key])
-            b.x.scatter_reverse(la.InsertMode.add)
-            rhs[:, j] -= owned(b)
+    @property
+    def assembled(self) -> dict[int, Products]:
+        """∂G/∂f of earlier values, assembled with the matrix in use."""
+        return self.factors.products
 
     def close(self) -> None:
         """Destroy what PETSc holds, on all ranks together."""

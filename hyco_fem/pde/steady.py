@@ -34,6 +34,7 @@ from hyco_fem.pde.derivatives import Derivatives
 from hyco_fem.pde.dirichlet import Trace, fixed_dofs
 from hyco_fem.pde.linear import LinearSolver, Options, SolveError
 from hyco_fem.pde.newton import NewtonSolver
+from hyco_fem.pde.products import Products
 from hyco_fem.pde.quadrature import fixed_quadrature
 from hyco_fem.pde.state import Load, State
 from hyco_fem.pde.traits import near_null_space, traits_of
@@ -341,6 +342,11 @@ class SteadySolver:
                 found += owned(part)
             out[k] = found
         return out
+
+    @property
+    def assembled(self) -> dict[int, Products]:
+        """Matrices ∂F/∂m_k that are at hand, by number of the coefficient: here none."""
+        return {}
 
     def all(self, wanted: Sequence[bool] | None) -> Sequence[bool]:
         """Which coefficients are wanted: all of them by default."""

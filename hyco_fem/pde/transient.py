@@ -20,7 +20,8 @@ from dolfinx import fem, la
 
 from hyco_fem.pde.batch import StepBatch
 from hyco_fem.pde.checkpoints import OnDisk
-from hyco_fem.pde.march import Dependencies, Sweep, TimeMarch, TransientState, Watch
+from hyco_fem.pde.many import tangent_columns
+from hyco_fem.pde.march import Dependencies, Source, Sweep, TimeMarch, TransientState, Watch
 from hyco_fem.pde.stage import StageSolver
 from hyco_fem.pde.vectors import local, owned, to_local
 
@@ -92,9 +93,9 @@ class TransientSolver(TimeMarch):
             for watch in primal:
                 watch.see(0, self._start_of_u(state))
             for number, _ in self._trajectory(state):
-                for f, sources in self.problem.extrapolated:
+                for f, summands in self.problem.extrapolated:
                     moved[self._slot(f)] = np.sum(
-                        [float(c.value) * moved[self._slot(lag)] for c, lag in sources], axis=0
+                        [float(c.value) * moved[self._slot(lag)] for c, lag in summands], axis=0
                     )
                 for s, stage in enumerate(self.stages):
                     along = [None if changes[k] is None else changes[k][self._row(k, number)] for k in self._own[s]]  # type: ignore[index]
@@ -102,7 +103,7 @@ class TransientSolver(TimeMarch):
                     slot = self._slot(stage.u)
                     if any(d is not None for d in along):
                         stage.ready(self._key(stage, self._step))
-                        moved[slot] = stage.tangent_here(along)
+                        moved[slot] = tangent_columns(stage, along)
                     else:
                         moved[slot] = zero[slot]
                 for watch in primal:
@@ -136,9 +137,9 @@ class TransientSolver(TimeMarch):
             lags = self._shifted(*deps)
 
     def adjoint(
-        self, state: TransientState, watches: Sequence[Watch], wanted: Sequence[bool] | None = None
+        self, state: TransientState, sources: Sequence[Source], wanted: Sequence[bool] | None = None
     ) -> list[np.ndarray | None]:
-        """Gradients of a functional whose gradients by the field at each step are told by the watches.
+        """Gradients of a functional whose gradients by the field at each step the sources tell.
 
         Args:
             wanted: Of which coefficients, and of u₀.
@@ -153,7 +154,7 @@ class TransientSolver(TimeMarch):
             for bar in self._bars:
                 local(bar)[:] = 0.0
             self._views: dict[tuple[int, int], np.ndarray] = {}
-            self._sweep_back(state, watches, wanted, sums)
+            self._sweep_back(state, sources, sums)
             if self._batch is not None:
                 self._batch.flush()
             out: list[np.ndarray | None] = []
@@ -165,8 +166,8 @@ class TransientSolver(TimeMarch):
                 out.append(total[0] if part is None else total)
             if self.initial is not None:
                 bar = fem.Function(self.V)
-                for watch in watches:
-                    watch.add_gradient(0, local(bar))
+                for source in sources:
+                    source.add_gradient(0, local(bar))
                 bar.x.scatter_reverse(la.InsertMode.add)
                 found = owned(bar).copy()
                 for lag, f in self.problem.initial:
@@ -175,9 +176,7 @@ class TransientSolver(TimeMarch):
                 out.append(found if wanted[n] else None)
         return out
 
-    def _sweep_back(
-        self, state: TransientState, watches: Sequence[Watch], wanted: Sequence[bool], sums: list[np.ndarray | None]
-    ) -> None:
+    def _sweep_back(self, state: TransientState, sources: Sequence[Source], sums: list[np.ndarray | None]) -> None:
         from checkpoint_schedules import Copy, EndReverse, Forward, Move, Reverse, StorageType
 
         if state.schedule is None or state.schedule.is_exhausted:
@@ -201,7 +200,7 @@ class TransientSolver(TimeMarch):
                 for n in action:
                     deps = storage.get(n, "dependencies")
                     self._show(n, deps)
-                    self._reverse(n, watches, wanted, sums)
+                    self._reverse(n, sources, sums)
                     sweep.after, sweep.lags_after = n, deps[0]
                     if len(action) == 1 and action.clear_adj_deps and not isinstance(self.checkpoints, OnDisk):
                         storage.drop(n, "dependencies")  # else they serve another backward sweep
@@ -209,15 +208,15 @@ class TransientSolver(TimeMarch):
         if schedule.is_exhausted:
             storage.clear()
 
-    def _reverse(self, n: int, watches: Sequence[Watch], wanted: Sequence[bool], sums: list[np.ndarray | None]) -> None:
+    def _reverse(self, n: int, sources: Sequence[Source], sums: list[np.ndarray | None]) -> None:
         """The adjoint of step n, at the values that the Functions hold."""
         for older, newer in reversed(self.problem.shifts):
             a, b = self._bars[self._slot(newer)], self._bars[self._slot(older)]
             owned(a)[:] += owned(b)
             owned(b)[:] = 0.0
         bar = self._bars[self._slot(self.u)]
-        for watch in watches:
-            watch.add_gradient(n + 1, local(bar))
+        for source in sources:
+            source.add_gradient(n + 1, local(bar))
         self._send(bar)
         for s in reversed(range(len(self.stages))):
             stage = self.stages[s]
@@ -236,9 +235,9 @@ class TransientSolver(TimeMarch):
             stage.add_to_fields(into)
             for f in into:
                 self._send(f)
-        for f, sources in self.problem.extrapolated:
+        for f, summands in self.problem.extrapolated:
             bar = self._bars[self._slot(f)]
-            for weight, lag in sources:
+            for weight, lag in summands:
                 owned(self._bars[self._slot(lag)])[:] += float(weight.value) * owned(bar)
             local(bar)[:] = 0.0
         self.counts["adjoint"] += 1
