@@ -144,13 +144,13 @@ class Setting:
         return hf.Data(self.points, np.nan_to_num(values).ravel(), np.tile(np.maximum(sigma, 1e-7), len(self.values)))
 
     def search(self) -> hf.MultiStart:
-        """16 starts on 16 × 16 with 33 steps, three on the grid itself."""
+        """32 starts on 16 × 16 with 33 steps, three on the grid itself."""
 
         def coarse(comm: MPI.Comm) -> hf.TransientModel:
             return model(comm, START, 16, 33)
 
         quick = hf.GaussNewton(steps=15, tolerance=1e-3, bounds=BOUNDS)
-        return hf.MultiStart(BOX, 16, 3, [coarse], search=quick, answer=ONE, seed=self.seed)
+        return hf.MultiStart(BOX, 32, 3, [coarse], search=quick, answer=ONE, seed=self.seed)
 
     def found(self, physical: bool = True, net: bool = True) -> dict[str, float]:
         """Errors of the models."""
