@@ -166,6 +166,11 @@ def draw(figure: Any, case: Case, rows: list[dict[str, Any]]) -> None:
             if len(finite):
                 ax.plot([np.median(finite)] * 2, [k - 0.3, k + 0.3], color="black", lw=1.5)
         ax.set_xscale("log")
+        low, high = ax.get_xlim()
+        if high < 10.0 * low:  # a decade at least: within less the numbers on the axis run into each other
+            middle = np.sqrt(low * high)
+            ax.set_xlim(middle / np.sqrt(10.0), middle * np.sqrt(10.0))
+            ax.xaxis.set_minor_formatter("")
         ax.set_xlabel(label)
         ax.set_yticks(range(len(methods)), methods, fontsize=8)
         ax.grid(axis="x", alpha=0.3)

@@ -9,9 +9,7 @@ is itself a field is marked by `mark_distributed` and is never summed or compare
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -21,59 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyco_fem.agreement import agreed, any_rank, raise_together
 from hyco_fem.tensors import as_array
 
-
-def raise_together(comm: MPI.Comm, error: Exception | None) -> None:
-    """Raise on every rank if any rank brings an error.  Collective.
-
-    Every rank raises the error of the lowest rank that has one, so that all ranks tell the same story and none
-    is left waiting in a collective call.
-    """
-    if comm.size == 1:
-        if error is not None:
-            raise error
-        return
-    if any_rank(comm, error is not None):
-        errors = comm.allgather(_portable(error))
-        # Where a rank has an error of its own, its traceback is shown too.
-        raise next(e for e in errors if e is not None) from error
-
-
-def _portable(error: Exception | None) -> Exception | None:
-    """The error itself where it survives pickling, else a RuntimeError that says the same."""
-    if error is None:
-        return None
-    try:
-        again = pickle.loads(pickle.dumps(error))
-        if type(again) is type(error) and str(again) == str(error):
-            return error
-    except Exception:  # whatever the constructor of an unknown type raises
-        pass
-    return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-@contextmanager
-def agreed(comm: MPI.Comm) -> Iterator[None]:
-    """Collect an exception of the block and raise it on all ranks together.  Collective at exit.
-
-    The block itself must not contain collective calls: a rank that fails half-way leaves the block at once.
-    """
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as e:
-        error = e
-    raise_together(comm, error)
-
-
-def any_rank(comm: MPI.Comm, flag: bool) -> bool:
-    """True on every rank if `flag` is true on one.  Collective."""
-    if comm.size == 1:
-        return bool(flag)
-    out = np.empty(1, dtype=np.int8)
-    comm.Allreduce(np.array([flag], dtype=np.int8), out, op=MPI.MAX)
-    return bool(out[0])
+__all__ = [
+    "agreed",
+    "any_rank",
+    "check_replicated",
+    "gradient_norm",
+    "is_distributed",
+    "limit_threads",
+    "local_rank",
+    "mark_distributed",
+    "max_over_ranks",
+    "raise_together",
+    "sum_array",
+    "sum_gradients",
+    "sum_over_ranks",
+    "sum_tensors",
+]
 
 
 def sum_array(comm: MPI.Comm, values: np.ndarray) -> np.ndarray:
