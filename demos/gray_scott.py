@@ -234,6 +234,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.cells < 2 or args.end <= 40.0 or args.end % FRAME:
         raise ValueError("--cells must be at least 2, and --end a multiple of 20 above 40")
+    if args.steps < 1 or args.rounds < 1:
+        raise ValueError("--steps and --rounds must be at least 1")
     comm = MPI.COMM_WORLD
     hf.limit_threads(comm)
     out = hf.output_folder(args.out, comm)

@@ -122,9 +122,9 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     hf.limit_threads(comm)
     out = hf.output_folder(args.out, comm)
-    if args.cells < 4 or args.steps < 3 or args.corrections < 0:
+    if args.cells < 4 or args.steps < 3 or min(args.corrections, args.seed) < 0:
         raise ValueError(
-            "this needs --cells of 4 or more, --steps of 3 or more, and --corrections that are not negative"
+            "this needs --cells of 4 or more, --steps of 3 or more, and --corrections and --seed that are not negative"
         )
 
     def say(text: str = "") -> None:

@@ -62,7 +62,7 @@ class SpaceTimePoints:
 
     def __init__(self, mesh: dmesh.Mesh, x: Any, t: Any, *, missing: Literal["raise", "mark"] = "raise") -> None:
         with agreed(mesh.comm):
-            n = len(x)
+            n = len(x) if np.ndim(x) else 1
             times = np.asarray(t.detach() if isinstance(t, Tensor) else t, dtype=np.float64)
             if times.shape not in ((), (n,)):
                 raise ValueError(f"{n} points need one time, or times of shape ({n},), not {times.shape}")
@@ -70,8 +70,11 @@ class SpaceTimePoints:
             bad = np.flatnonzero(~np.isfinite(times))
             if len(bad):
                 raise ValueError(f"the time of point {bad[0]} is {times[bad[0]]}, which is not finite")
-            if mesh.comm.size > 1 and not np.array_equal(times, mesh.comm.bcast(times, root=0)):
-                raise ValueError("the times of the points differ between ranks; pass the same on every rank")
+        if mesh.comm.size > 1:
+            reference = mesh.comm.bcast(times, root=0)
+            with agreed(mesh.comm):
+                if not np.array_equal(times, reference):
+                    raise ValueError("the times of the points differ between ranks; pass the same on every rank")
         self._set(Points(mesh, x, missing=missing), times)
 
     @classmethod

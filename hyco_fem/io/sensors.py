@@ -167,6 +167,11 @@ def write_sensors(
                     f"x must be (n, d), values (n,) or (n, k), noise_std a number or (n,), t (n,); their shapes are "
                     f"{x.shape}, {values.shape}, {np.shape(noise_std)}, {np.shape(t)}"
                 )
+            for what, given in (("x", x), ("values", values), ("noise_std", noise), ("t", t)):
+                if given is not None and not np.isfinite(given).all():
+                    raise ValueError(
+                        f"{what} has entries that are not finite, which read_sensors refuses: leave them out"
+                    )
             names = ["value"] if values.ndim == 1 else [f"value_{i}" for i in range(values.shape[1])]
             timed = [] if t is None else [np.asarray(t)]
             columns = [*x.T, *timed, *np.atleast_2d(values.T)]
@@ -179,4 +184,7 @@ def write_sensors(
             writer = csv.writer(out, lineterminator="\n")
             writer.writerow([*_COORDINATES[: x.shape[1]], *("t" for _ in timed), *names])
             writer.writerows([f"{entry:.10g}" for entry in row] for row in zip(*columns, strict=True))
-            replace_file(path, lambda p: p.write_text(out.getvalue(), encoding="utf-8"))
+            try:
+                replace_file(path, lambda p: p.write_text(out.getvalue(), encoding="utf-8"))
+            except OSError as error:
+                raise OSError(f"the sensor file '{path}' cannot be written: {error.strerror or error}") from None

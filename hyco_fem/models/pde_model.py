@@ -16,6 +16,7 @@ from hyco_fem.bridge.dofs import dof_coordinates, owned_size
 from hyco_fem.parallel import agreed, check_replicated, raise_together
 from hyco_fem.pde.evolution import TransientProblem
 from hyco_fem.pde.problem import Problem
+from hyco_fem.pde.timegrid import numbers
 from hyco_fem.pde.vectors import set_owned
 from hyco_fem.tensors import as_array
 
@@ -37,7 +38,10 @@ class PerInterval(nn.Module):
 
     def __init__(self, changes: Sequence[float], modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.changes = [float(t) for t in changes]
+        self.changes = [float(t) for t in numbers(changes, "changes must be a list of times").ravel()]
+        for module in modules:
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"a part of PerInterval must be a torch.nn.Module, not {module!r}; use hyco_fem.Scalar")
         if len(modules) != len(self.changes) + 1:
             raise ValueError(f"{len(self.changes)} changes need {len(self.changes) + 1} modules, not {len(modules)}")
         self.parts = nn.ModuleList(modules)
@@ -63,6 +67,8 @@ class PDEModel(nn.Module):
         with agreed(comm):
             names = _names(coefficients)
             for m in positive:
+                if not isinstance(m, fem.Function):
+                    raise TypeError(f"positive=… lists Functions, the keys of coefficients=…, not {m!r}")
                 if m not in coefficients:
                     raise ValueError(f"'{m.name}' is in positive=… but not in coefficients=…")
         self._check_replicated(comm, dict(zip(names, coefficients.values(), strict=True)))
@@ -109,6 +115,16 @@ class PDEModel(nn.Module):
         """The part of V that is compared with data."""
         V = self.V
         for i in [observed] if isinstance(observed, int) else observed or ():
+            n = V.num_sub_spaces
+            if not isinstance(i, int) or not 0 <= i < n:
+                raise ValueError(
+                    f"observed={observed!r}: "
+                    + (
+                        f"the space of '{self.function.name}' has the parts 0 to {n - 1} here"
+                        if n
+                        else f"the space of '{self.function.name}' has no parts here; leave it out"
+                    )
+                )
             V = V.sub(i)
         return V
 

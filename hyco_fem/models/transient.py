@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 import ufl
 from dolfinx import fem
 from torch import Tensor, nn
+from ufl.algorithms.analysis import extract_coefficients
 
 from hyco_fem import _compat
 from hyco_fem.bridge.dofs import check_point_evaluation, dof_coordinates, owned_size
 from hyco_fem.bridge.jacobian import Jacobian, parameter_maps
 from hyco_fem.bridge.march import march
 from hyco_fem.bridge.spacetime import Snapshots, SpaceTime, SpaceTimeObservation, SpaceTimePoints
+from hyco_fem.files import replace_file
 from hyco_fem.models.pde_model import PDEModel, PerInterval, checked_values
 from hyco_fem.parallel import agreed, raise_together, sum_array
 from hyco_fem.pde.checkpoints import Checkpoints
@@ -99,6 +102,7 @@ class TransientModel(PDEModel):
         with agreed(self.comm):
             if scheme is not None and splitting is not None:
                 raise ValueError(f"this problem has a scheme of its own (a splitting); leave out scheme={scheme.name}")
+            _check_settings(u, bcs, scheme, checkpoints)
             scheme = scheme or CrankNicolson()
             self.grid = TimeGrid.of(interval, dt)
             self._rows = np.arange(self.grid.n + 1) if times is None else self.grid.indices(times)
@@ -106,26 +110,28 @@ class TransientModel(PDEModel):
                 self.grid.intervals(m.changes) if isinstance(m, PerInterval) else None
                 for m in self.coefficients.values()
             ]
-            given = setters(time_values or {}, t, self._functions)
+            given = setters(time_values or {}, t, [u, u_t, *self._functions])
             if splitting is None:
                 equation = Equation(F, u, u_t, t, self._u0, list(bcs), explicit, list(given))  # type: ignore[arg-type]
                 check_equation(equation)
                 scheme.check(self.grid, explicit is not None)
+            if rescue is not None and not isinstance(rescue, (str, Path)):
+                raise TypeError(f"rescue must be the name of a file, not {rescue!r}")
             if rescue is not None and Path(rescue).suffix != ".npz":
                 raise ValueError(f"the name of a rescue file ends in .npz, not '{Path(rescue).name}'")
             if self.initial is not None:
                 check_point_evaluation(V)
-            elif not (isinstance(initial, (int, float, fem.Function, ufl.core.expr.Expr))):
-                raise TypeError(
-                    "initial must be a number, a UFL expression, a Function or a torch module, not "
-                    f"{type(initial).__name__}"
-                )
+            else:
+                _check_initial(initial, V)
             problem = splitting(self._u0) if splitting is not None else scheme.problem(equation)
         if self.initial is not None:
             self._x0 = dof_coordinates(V)
             self._check_replicated(self.comm, {"initial": self.initial})
         else:
             _interpolate(self._u0, initial)
+            with agreed(self.comm):
+                if not np.isfinite(local(self._u0)).all():
+                    raise ValueError("the initial value is not finite everywhere; correct initial=…")
         self.rescue = None if rescue is None else Path(rescue)
         self.solver = TransientSolver(
             problem,
@@ -205,8 +211,12 @@ class TransientModel(PDEModel):
             return list(march(self.solver, operators, *self.inputs()))
         except BlowUp as error:
             if self.rescue is not None:
-                self._write_rescue(error)
-                raise BlowUp(f"{error}; the field is in {self.rescue}", error.step, error.time, error.last) from None
+                try:
+                    self._write_rescue(error)
+                    hint = f"the field is in {self.rescue}"
+                except OSError as failed:
+                    hint = f"the field could not be written to {self.rescue} ({failed.strerror or failed})"
+                raise BlowUp(f"{error}; {hint}", error.step, error.time, error.last) from None
             hint = "pass rescue='….npz' to have the field before it on disk"
             raise BlowUp(f"{error}; {hint}", error.step, error.time, error.last) from None
 
@@ -224,10 +234,13 @@ class TransientModel(PDEModel):
         return self._march([Snapshots(self._rows, owned_size(self.V))])[0]
 
     def _operators(self, sets: Sequence[SpaceTimePoints]) -> list[SpaceTimeObservation]:
+        if isinstance(sets, SpaceTimePoints):
+            raise TypeError("observe takes a list of SpaceTimePoints; for one set call the model: model(points)")
         for points in sets:
             if not isinstance(points, SpaceTimePoints):
                 raise TypeError(
-                    f"a TransientModel is observed in time: use SpaceTimePoints, not {type(points).__name__}"
+                    f"a TransientModel is observed in time: use SpaceTimePoints, not {type(points).__name__}; "
+                    "a table of sensors needs a column t"
                 )
         return [points.observation(self.observed) for points in sets]
 
@@ -314,9 +327,7 @@ class TransientModel(PDEModel):
             if self.comm.rank == 0:
                 assert self.rescue is not None
                 self.rescue.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.rescue.with_suffix(".part.npz"), "wb") as file:
-                    np.savez(file, x=x, u=values, t=error.time)
-                self.rescue.with_suffix(".part.npz").replace(self.rescue)
+                replace_file(self.rescue, lambda path: np.savez(path, x=x, u=values, t=error.time))
 
     @property
     def description(self) -> str:
@@ -337,9 +348,42 @@ def check_steady(model: Any, what: str) -> None:
         )
 
 
+def _check_settings(u: fem.Function, bcs: Any, scheme: Any, checkpoints: Any) -> None:
+    """Raise TypeError where an argument is of another kind, such as a class instead of an object."""
+    for what, value, method, example in (
+        ("scheme", scheme, "problem", "hyco_fem.BDF2()"),
+        ("checkpoints", checkpoints, "resolve", "hyco_fem.Revolve(10)"),
+    ):
+        if value is not None and (isinstance(value, type) or not hasattr(value, method)):
+            raise TypeError(f"{what} must be an object such as {example}, not {value!r}")
+    if not isinstance(bcs, (list, tuple)) or not all(isinstance(bc, fem.DirichletBC) for bc in bcs):
+        raise TypeError(f"bcs must be a list of dolfinx.fem.DirichletBC, not {bcs!r}")
+
+
+def _check_initial(initial: Any, V: fem.FunctionSpace) -> None:
+    """Raise TypeError or ValueError where it cannot be put into V."""
+    if isinstance(initial, Real):
+        return
+    if not isinstance(initial, (fem.Function, ufl.core.expr.Expr)):
+        raise TypeError(
+            f"initial must be a number, a UFL expression, a Function or a torch module, not {type(initial).__name__}"
+        )
+    shape = ufl.FunctionSpace(V.mesh.ufl_domain(), V.ufl_element()).value_shape
+    if initial.ufl_shape != shape:
+        raise ValueError(f"initial has shape {initial.ufl_shape}, the unknown {shape}")
+    for f in extract_coefficients(initial):
+        if f.function_space.mesh is not V.mesh and f.function_space.mesh != V.mesh:
+            raise ValueError(f"'{f.name}' in initial is a Function on another mesh; interpolate it to this one first")
+    if not isinstance(initial, fem.Function) and V.num_sub_spaces and V.dofmap.bs == 1:
+        raise ValueError(
+            "an expression cannot be the initial value in a mixed space: pass a Function, and interpolate into each "
+            "part, u0.sub(0).interpolate(…)"
+        )
+
+
 def _interpolate(u0: fem.Function, initial: Any) -> None:
     """A number, expression or Function as the initial value.  Collective."""
-    if isinstance(initial, (int, float)):
+    if isinstance(initial, Real):
         local(u0)[:] = float(initial)
     elif isinstance(initial, fem.Function):
         if initial.function_space is u0.function_space:

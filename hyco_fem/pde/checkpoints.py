@@ -19,6 +19,8 @@ from mpi4py import MPI
 
 import numpy as np
 
+from hyco_fem.agreement import agreed
+
 Arrays: TypeAlias = tuple[np.ndarray, ...]
 
 
@@ -79,7 +81,7 @@ class Revolve:
 
     def __post_init__(self) -> None:
         for name, value in (("snapshots", self.snapshots), ("on_disk", self.on_disk)):
-            if not (isinstance(value, int) and value >= 0):
+            if not (isinstance(value, (int, np.integer)) and value >= 0):
                 raise ValueError(f"{name} must be a whole number that is not negative, not {value!r}")
         if self.snapshots + self.on_disk < 1:
             raise ValueError("Revolve needs at least one checkpoint")
@@ -146,6 +148,8 @@ class MemoryBudget:
     def bytes(self) -> int:
         """The budget in bytes."""
         if not isinstance(self.size, str):
+            if not isinstance(self.size, (int, float, np.integer)) or not np.isfinite(self.size):
+                raise ValueError(f"a memory budget is a number of bytes, or such as '500 MB', not {self.size!r}")
             return int(self.size)
         number, unit = self.size.strip(), 1
         for suffix, factor in (("KB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12), ("B", 1)):
@@ -154,7 +158,7 @@ class MemoryBudget:
                 break
         try:
             return int(float(number) * unit)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError(f"a memory budget is a number of bytes, or such as '500 MB', not {self.size!r}") from None
 
     def resolve(self, size: StepSize) -> InMemory | Revolve | OnDisk:
@@ -199,18 +203,15 @@ class Storage:
         if not disk:
             self._memory[n, kind] = tuple(groups)
             return
-        problem: str | None = None
-        try:
-            self._write(n, kind, groups)
-        except OSError as error:
-            problem = f"rank {self._comm.rank}: {error}"
-        problems = [p for p in self._comm.allgather(problem) if p is not None]
-        if problems:
-            where = self._parent or tempfile.gettempdir()
-            raise OSError(
-                f"a checkpoint of step {n} could not be written to {where} ({problems[0]}); make room there, choose "
-                "another folder, or keep fewer of them (Revolve)"
-            )
+        with agreed(self._comm):
+            try:
+                self._write(n, kind, groups)
+            except OSError as error:
+                where = self._parent or tempfile.gettempdir()
+                raise OSError(
+                    f"a checkpoint of step {n} could not be written to {where} (rank {self._comm.rank}: {error}); make "
+                    "room there, choose another folder, or keep fewer of them (Revolve)"
+                ) from None
 
     def _write(self, n: int, kind: str, groups: Sequence[Arrays]) -> None:
         if self._folder is None:
@@ -218,16 +219,28 @@ class Storage:
             if parent is not None:
                 parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix=f"hyco_checkpoints_{self._comm.rank}_", dir=parent))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         np.save(self._path(n, kind), np.concatenate([a for group in groups for a in group]))
         self._memory[n, kind] = [[len(a) for a in group] for group in groups]
 
     def get(self, n: int, kind: str) -> tuple[Arrays, ...]:
-        """What was kept for a step."""
+        """What was kept for a step.  Collective where it is on disk.
+
+        Raises:
+            OSError: a file of some rank cannot be read any more; on all ranks.
+        """
         found = self._memory[n, kind]
         if isinstance(found, tuple):
             return found
-        flat, start, groups = np.load(self._path(n, kind), allow_pickle=False), 0, []
+        with agreed(self._comm):
+            try:
+                flat = np.load(self._path(n, kind), allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise OSError(
+                    f"the checkpoint of step {n} in {self._folder} cannot be read ({error}); solve again, and choose "
+                    "a folder that nobody clears meanwhile"
+                ) from None
+        start, groups = 0, []
         for lengths in found:
             arrays = []
             for length in lengths:
@@ -249,6 +262,12 @@ class Storage:
         """Forget all."""
         for n, kind in list(self._memory):
             self.drop(n, kind)
+
+    def close(self) -> None:
+        """Forget all and remove the folder now."""
+        self._memory.clear()
+        if self._folder is not None:
+            self._remove()
 
     def _path(self, n: int, kind: str) -> Path:
         assert self._folder is not None

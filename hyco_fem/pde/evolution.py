@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import ufl
 from dolfinx import fem
 from ufl.core.expr import Expr
 
 from hyco_fem import _compat
+from hyco_fem.agreement import agreed
 from hyco_fem.pde.march import SetAt
 from hyco_fem.pde.scheme import StepProblem
 
@@ -53,7 +55,8 @@ def setters(
     Args:
         values: For each Function a UFL expression that contains the Constant t, or a Python function of x (3, n) and
             the time, to values (n,) or (components, n), as for `Function.interpolate`.
-        fixed: Functions that an expression must not contain: gradients by them would miss it.
+        fixed: Functions that an expression must not contain, since gradients by them would miss it, and that cannot be
+            given in time themselves: the unknown, and coefficients.
 
     Raises:
         TypeError, ValueError: a value that is neither, of another shape, or with one of `fixed`.
@@ -61,9 +64,16 @@ def setters(
     Collective.
     """
     found: dict[fem.Function, SetAt] = {}
+    if not isinstance(values, Mapping):
+        raise TypeError(f"time_values must be a dict {{Function: UFL expression in t}}, not {type(values).__name__}")
     for g, value in values.items():
         if not isinstance(g, fem.Function):
             raise TypeError(f"keys of time_values must be Functions, not {type(g).__name__}")
+        if any(g is m for m in fixed):
+            raise ValueError(
+                f"'{g.name}' cannot be given in time_values: it is the unknown or a coefficient; use another Function, "
+                "or PerInterval for a coefficient that changes in time"
+            )
         if isinstance(value, Expr):
             if value.ufl_shape != g.ufl_shape:
                 raise ValueError(f"the value of '{g.name}' in time has shape {value.ufl_shape}, not {g.ufl_shape}")
@@ -73,6 +83,12 @@ def setters(
                     raise ValueError(
                         f"the value of '{g.name}' in time depends on '{m.name}', and gradients would miss that: write "
                         "the dependence into the form, or make the boundary value itself a coefficient"
+                    )
+            for other in values:
+                if other in contained:
+                    raise ValueError(
+                        f"the value of '{g.name}' in time contains '{other.name}', which is itself in time_values, and "
+                        "would be taken at another time: write out what it is"
                     )
             found[g] = _from_expression(g, value, t)
         elif callable(value):
@@ -100,7 +116,20 @@ def _from_expression(g: fem.Function, value: Expr, t: fem.Constant) -> SetAt:
 
 def _from_callable(value: Callable) -> SetAt:
     def set_at(f: fem.Function, time: float) -> None:
-        f.interpolate(lambda x: value(x, time))
+        def at_points(x: np.ndarray) -> np.ndarray:
+            # A user's own code, which may fail on one rank, or where a rank has no points.
+            with agreed(f.function_space.mesh.comm):
+                found = np.asarray(value(x, time))
+                size = int(np.prod(f.ufl_shape))
+                if found.shape not in ([(x.shape[1],), (1, x.shape[1])] if size == 1 else [(size, x.shape[1])]):
+                    wanted = "(n,)" if size == 1 else f"({size}, n)"
+                    raise ValueError(
+                        f"the function for '{f.name}' in time_values returned shape {found.shape} at n = {x.shape[1]} "
+                        f"points; it must return {wanted}"
+                    )
+            return found
+
+        f.interpolate(at_points)
         f.x.scatter_forward()
 
     return set_at

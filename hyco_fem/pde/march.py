@@ -128,6 +128,9 @@ class TimeMarch:
         inputs: list = []
         for s in self.stages:
             inputs += [f for f in (*s._functions, *s._constants) if not any(f is g for g in (*known, *inputs))]
+        # Dirichlet values too: steps that are solved again must find those of the solve.
+        values = [_BoundaryValue.of(bc) for stage in problem.stages for bc in stage.bcs]
+        inputs += [b for b in values if b is not None and not any(b.is_that_of(f) for f in (*known, *inputs))]
         self._others = inputs
         # Which of them the matrices depend on: others, loads among them, may change without a factorisation.
         of_matrices = [f for s in self.stages for f in (*s.key_functions, *s.key_constants)]
@@ -164,15 +167,18 @@ class TimeMarch:
             BlowUp: a step could not be solved; it names the step and its time.  u and the coefficients are as before.
         """
         before = [local(f).copy() for f in (self.u, *self.coefficients, *self._initial_functions)]
+        state: TransientState | None = None
         try:
             state = self._new_state(values)
             self._put(state)
             for watch in watches:
                 watch.see(0, self._start_of_u(state))
             self._sweep_forward(state, watches)
-        except SolveError:
+        except BaseException:  # a full disk or Ctrl-C, too
             for f, array in zip((self.u, *self.coefficients, *self._initial_functions), before, strict=True):
                 local(f)[:] = array
+            if state is not None and state.storage is not None:
+                state.storage.close()  # before a script that was interrupted aborts
             raise
         state.final = local(self.u).copy()
         self._last = state
@@ -383,6 +389,24 @@ class Sweep:
     lags: Arrays
     after: int = -1
     lags_after: Arrays = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundaryValue:
+    """View of what a Dirichlet condition takes its values from: a Function, or a Constant."""
+
+    value: np.ndarray
+
+    @classmethod
+    def of(cls, bc: fem.DirichletBC) -> _BoundaryValue | None:
+        """None where the values are numbers of the condition's own."""
+        g = bc.g
+        value = g.x.array if hasattr(g, "x") else getattr(g, "value", None)
+        return None if value is None else cls(value)
+
+    def is_that_of(self, f: Any) -> bool:
+        """Whether a Function, a Constant, or another condition's value is the same."""
+        return np.shares_memory(self.value, _value(f))
 
 
 def _value(f: Any) -> np.ndarray:

@@ -90,6 +90,10 @@ class NewtonSolver:
             with self._options:  # the factors inside are set up in the first iteration, and remade in each
                 self.snes.solve(None, x)
         except PETSc.Error as error:
+            self._x = x.duplicate()  # the old one stays locked when SNES is left in the middle
+            x.destroy()
+            if isinstance(error.__cause__, KeyboardInterrupt):  # in a callback
+                raise error.__cause__ from None
             raise SolveError(f"the nonlinear solve for '{self.u.name}' failed in PETSc: {error}") from error
         reason = self.snes.getConvergedReason()
         self.iterations = self.snes.getIterationNumber()

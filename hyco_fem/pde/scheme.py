@@ -344,8 +344,10 @@ def check_equation(equation: Equation) -> None:
     """Raise ValueError or TypeError where F, E and u_t do not fit together.  The same on all ranks."""
     F, E, u, u_t = equation.F, equation.explicit, equation.u, equation.u_t
     for what, form in (("F", F), ("explicit", E)):
-        if form is not None and not isinstance(form, ufl.Form):
+        if (form is not None or what == "F") and not isinstance(form, ufl.Form):
             raise TypeError(f"{what} must be a UFL form, not {type(form).__name__}")
+    if u_t is u:
+        raise ValueError(f"u_t must be a Function of its own, that stands for ∂u/∂t in F, not '{u.name}' itself")
     if u_t.function_space is not u.function_space and u_t.function_space != u.function_space:
         raise ValueError(f"'{u_t.name}', which stands for ∂u/∂t in F, must be a Function of the space of '{u.name}'")
     if u_t not in extract_coefficients(F):

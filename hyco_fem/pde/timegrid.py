@@ -11,6 +11,9 @@ import numpy as np
 # Fraction of the smallest step by which two times may differ and still count as one: rounding, not modelling.
 ROUNDING = 1e-6
 
+# More than this is a slip: a unit, or an exponent.
+_MOST_STEPS = 10**8
+
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
@@ -31,7 +34,7 @@ class TimeGrid:
             ValueError, TypeError: the steps do not fill the interval.
         """
         start, end = start_and_end(interval)
-        steps = np.asarray(dt, dtype=np.float64)
+        steps = numbers(dt, "dt must be a number, or a list of steps")
         if steps.ndim > 1 or steps.size == 0:
             raise ValueError(f"dt must be a number, or a list of steps, not an array of shape {steps.shape}")
         bad = np.flatnonzero(~(np.isfinite(steps.ravel()) & (steps.ravel() > 0)))
@@ -40,6 +43,8 @@ class TimeGrid:
         length = end - start
         if steps.ndim == 0:
             n = max(1, round(length / float(steps)))
+            if n > _MOST_STEPS:
+                raise ValueError(f"steps of {float(steps):g} are {n:.3g} from {start:g} to {end:g}: too many; raise dt")
             if abs(n * float(steps) - length) > ROUNDING * float(steps):
                 raise ValueError(
                     f"steps of {float(steps):g} do not divide the interval from {start:g} to {end:g}: "
@@ -70,16 +75,16 @@ class TimeGrid:
         """t_N."""
         return float(self.times[-1])
 
-    def indices(self, wanted: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Numbers of the given times among those of the steps.
+    def indices(self, wanted: Sequence[float] | np.ndarray, what: str = "output time") -> np.ndarray:
+        """Numbers of the given times, `what` they are for people, among those of the steps.
 
         Raises:
             ValueError: a time that is outside the interval, or not at the end of a step; the times do not ascend.
         """
-        wanted = np.atleast_1d(np.asarray(wanted, dtype=np.float64))
+        wanted = np.atleast_1d(numbers(wanted, f"{what}s must be a list of numbers"))
         if wanted.ndim != 1 or len(wanted) == 0:
-            raise ValueError("output times must be a list of at least one number")
-        self.check_inside(wanted, "the output time")
+            raise ValueError(f"{what}s must be a list of at least one number")
+        self.check_inside(wanted, f"the {what}")
         slack = ROUNDING * self.steps.min()
         index = np.searchsorted(self.times, wanted - slack)
         index = np.minimum(index, self.n)
@@ -87,12 +92,16 @@ class TimeGrid:
         if len(off):
             t, k = float(wanted[off[0]]), int(index[off[0]])
             raise ValueError(
-                f"the output time {t:g} is not at the end of a step: the steps nearest to it end at "
-                f"{self.times[max(0, k - 1)]:g} and {self.times[k]:g}; choose a dt that divides it, or observe the "
-                "field there with SpaceTimePoints, which interpolate"
+                f"the {what} {t:g} is not at the end of a step: the steps nearest to it end at "
+                f"{self.times[max(0, k - 1)]:g} and {self.times[k]:g}; choose a dt that divides it"
+                + (
+                    ", or observe the field there with SpaceTimePoints, which interpolate"
+                    if what == "output time"
+                    else ""
+                )
             )
         if np.any(np.diff(index) <= 0):
-            raise ValueError("output times must ascend, each one once")
+            raise ValueError(f"{what}s must ascend, each one once")
         return index
 
     def check_inside(self, times: np.ndarray, what: str) -> None:
@@ -101,6 +110,8 @@ class TimeGrid:
         bad = np.flatnonzero(~((times >= self.start - slack) & (times <= self.end + slack)))
         if len(bad):
             t = float(times[bad[0]])
+            if not np.isfinite(t):
+                raise ValueError(f"{what} is {t} (number {bad[0]}), which is not finite")
             side = "before the start" if t < self.start else "after the end"
             raise ValueError(
                 f"{what} {t:g} (number {bad[0]}) is {side} of the interval from {self.start:g} to {self.end:g}"
@@ -115,10 +126,27 @@ class TimeGrid:
         ends = np.asarray(ends, dtype=np.float64)
         if len(ends) == 0:
             return np.zeros(self.n, dtype=np.int64)
-        index = self.indices(ends)
+        index = self.indices(ends, "change")
         if index[0] == 0 or index[-1] == self.n:
             raise ValueError("a coefficient changes inside the interval, not at its ends: leave those out")
         return np.searchsorted(index, np.arange(self.n), side="right")
+
+
+def numbers(values: Any, rule: str) -> np.ndarray:
+    """As float64.
+
+    Raises:
+        TypeError: they are not numbers; it tells the rule.
+    """
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind in "iuf":
+            return found.astype(np.float64)
+    except ValueError:  # rows of different lengths
+        pass
+    if isinstance(values, (list, tuple)) and not values:
+        return np.empty(0)
+    raise TypeError(f"{rule}, not {values!r}")
 
 
 def start_and_end(interval: Sequence[float]) -> tuple[float, float]:
