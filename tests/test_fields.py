@@ -248,16 +248,19 @@ def test_every_method_finds_the_same_minimum(comm: MPI.Comm, method: str) -> Non
 
 @pytest.mark.parametrize("kind", ["BiLaplacian", "H1"])
 def test_newton_takes_as_many_steps_on_every_mesh(comm: MPI.Comm, kind: str) -> None:
-    steps, cg = [], []
+    steps, mean, most = [], [], []
     for n in (16, 32, 64):
         model, data = inversion(comm, n)
         R = prior(model) if kind == "BiLaplacian" else hf.H1Tikhonov(field_space(model))
         result = hf.fit_field(model, data, R, weight=0.05 if kind == "BiLaplacian" else 0.1)
         assert result.converged
         steps.append(result.steps)
-        cg.append(result.cg)
+        mean.append(result.cg / result.steps)
+        most.append(max(step.cg for step in result.history))
     assert max(steps) <= 1.2 * steps[0] + 2, steps
-    assert max(cg) <= 1.2 * cg[0] + 2, cg
+    # For each step, because it is rounding that says whether the gradient is just below the tolerance or needs one more.
+    assert max(mean) <= 1.1 * mean[0], mean
+    assert max(most) <= 1.2 * most[0], most
 
 
 def test_quasi_newton_needs_the_riesz_map_not_to_slow_down_on_fine_meshes(comm: MPI.Comm) -> None:
