@@ -258,7 +258,7 @@ def test_newton_takes_as_many_steps_on_every_mesh(comm: MPI.Comm, kind: str) -> 
         mean.append(result.cg / result.steps)
         most.append(max(step.cg for step in result.history))
     assert max(steps) <= 1.2 * steps[0] + 2, steps
-    # For each step, because it is rounding that says whether the gradient is just below the tolerance or needs one more.
+    # For each step: rounding says whether the gradient is just below the tolerance, or needs one more of them.
     assert max(mean) <= 1.1 * mean[0], mean
     assert max(most) <= 1.2 * most[0], most
 
