@@ -6,10 +6,12 @@ import petsc4py.PETSc  # noqa: F401  isort: skip
 import torch  # noqa: F401  isort: skip
 
 from hyco_fem._compat import MeshAndTags
+from hyco_fem.accuracy.convergence import ConvergenceTable, ReferenceSolution, reference_solution, refined
 from hyco_fem.accuracy.errors import ErrorNorms, error_norms, mesh_size, relative_l2
 from hyco_fem.bridge.boundary_ghosts import BoundaryGhosts, GhostUnion
 from hyco_fem.bridge.dofs import as_function, dof_coordinates
 from hyco_fem.bridge.ghosts import DofGhosts, QuadratureGhosts, RandomGhosts, quadrature_points
+from hyco_fem.bridge.integration import BoundaryQuadrature, CellQuadrature
 from hyco_fem.bridge.jacobian import Jacobian
 from hyco_fem.bridge.points import OutsideError, Points
 from hyco_fem.bridge.spacetime import SpaceTime, SpaceTimePoints
@@ -101,9 +103,12 @@ __all__ = [
     "BiLaplacian",
     "BlowUp",
     "BoundaryGhosts",
+    "BoundaryQuadrature",
     "Bounded",
+    "CellQuadrature",
     "Choice",
     "CoefficientError",
+    "ConvergenceTable",
     "CrankNicolson",
     "CrossValidation",
     "Data",
@@ -156,6 +161,7 @@ __all__ = [
     "RandomGhosts",
     "Raster",
     "Record",
+    "ReferenceSolution",
     "Regulariser",
     "ResNet",
     "Result",
@@ -218,6 +224,8 @@ __all__ = [
     "rank_invariance",
     "read_mesh",
     "read_sensors",
+    "reference_solution",
+    "refined",
     "relative_l2",
     "run_script",
     "save_animation",

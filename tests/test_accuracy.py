@@ -15,6 +15,7 @@ from dolfinx import fem, mesh
 from torch import Tensor, nn
 
 import hyco_fem as hf
+from hyco_fem.bridge.integration import CellQuadrature
 
 PI = np.pi
 
@@ -114,6 +115,57 @@ def test_solutions_have_the_rates_of_their_degree(comm: MPI.Comm, degree: int) -
         )
         model.close()
     np.testing.assert_allclose(rates(errors, sizes), [degree + 1, degree], atol=0.15)
+
+
+def test_energy_and_largest_error(comm: MPI.Comm) -> None:
+    """e = x on the unit square with κ = 1 + y, η = 3: ∫κ + 3/3 = 5/2; |e| < 1 inside, and nearly 1 at one point."""
+    domain = square(comm, 4)
+    x = ufl.SpatialCoordinate(domain)
+    for kappa in (1 + x[1], lambda x: 1 + x[:, 1]):
+        errors = hf.error_norms(interpolated(domain, 1, lambda x: x[0]), 0.0, kappa=kappa, eta=3.0)
+        assert errors.energy == pytest.approx(np.sqrt(2.5), rel=1e-12)
+        assert 0.95 < errors.maximum < 1.0
+    plain = hf.error_norms(interpolated(domain, 1, lambda x: x[0]), 2 * x[0])
+    assert plain.energy == plain.H1 == pytest.approx(1.0)
+    assert plain.relative.H1 == plain.relative.maximum == pytest.approx(0.5)
+    assert plain.degree == 5
+
+
+@pytest.mark.parametrize("where", ["coarse", "fine"])
+def test_errors_between_meshes_that_do_not_match(comm: MPI.Comm, where: str) -> None:
+    """x² in P2 on one mesh against x y in P2 on another: both exact, so the integrals are those of the polynomials."""
+    coarse, fine = square(comm, 3), mesh.create_unit_square(comm, 7, 6)
+    a, b = interpolated(coarse, 2, lambda x: x[0] ** 2), interpolated(fine, 2, lambda x: x[0] * x[1])
+    chosen = {"coarse": coarse, "fine": fine}[where]
+    errors = hf.error_norms(a, b, chosen)
+    # ∫ (x² − xy)² = 1/5 − 1/4 + 1/9 and ∫ |(2x − y, −x)|² = 4/3 − 1 + 1/3 + 1/3.
+    np.testing.assert_allclose([errors.L2, errors.H1], np.sqrt([11 / 180, 1.0]), rtol=1e-10)
+    assert hf.error_norms(a, b).L2 == hf.error_norms(a, b, fine).L2
+    assert hf.relative_l2(a, b, chosen) == pytest.approx(np.sqrt(11 / 180) * 3, rel=1e-10)
+
+
+def test_errors_of_networks_and_formulas(comm: MPI.Comm) -> None:
+    """x + y + 1 as a network against x in P1: e = y + 1."""
+    domain = square(comm, 3)
+    uh = interpolated(domain, 1, lambda x: x[0])
+    for errors in (hf.error_norms(network(), uh), hf.error_norms(uh, network(), domain, degree=6)):
+        np.testing.assert_allclose([errors.L2, errors.H1], np.sqrt([7 / 3, 1.0]), rtol=1e-12)
+    assert hf.error_norms(network(), lambda x: x[:, 0], domain).degree == 8
+
+
+def test_errors_that_cannot_be_measured_are_refused(comm: MPI.Comm) -> None:
+    domain = square(comm, 3)
+    uh = interpolated(domain, 1, lambda x: x[0])
+    with pytest.raises(ValueError, match="say on which mesh"):
+        hf.error_norms(network(), 1.0)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        hf.error_norms(uh, lambda x: x)
+    with pytest.raises(ValueError, match="kappa of an energy norm"):
+        hf.error_norms(uh, 0.0, kappa=-1.0)
+    with pytest.raises(ValueError, match="the approximation is not finite"):
+        hf.error_norms(lambda x: x[:, 0] / 0, uh)
+    with pytest.raises(ValueError, match="do not ask for"):
+        hf.error_norms(uh, 0.0, CellQuadrature(domain, 3), degree=4)
 
 
 # -- relative errors -------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ ROOMS = {
     "bridge": {"pde", "bridge"},
     "models": {"pde", "bridge", "models"},
     "game": {"pde", "bridge", "models", "game"},
+    "accuracy": {"pde", "bridge", "models", "accuracy"},
+    "ritz": {"pde", "bridge", "models", "game", "ritz"},
 }
 # Modules outside the rooms that import torch.
 WITH_TORCH = {"parallel", "tensors", "files", "script", "verify"}
