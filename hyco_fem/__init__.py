@@ -6,8 +6,10 @@ import petsc4py.PETSc  # noqa: F401  isort: skip
 import torch  # noqa: F401  isort: skip
 
 from hyco_fem._compat import MeshAndTags
+from hyco_fem.accuracy.bound import ExplicitBound, bound_table, explicit_bound
 from hyco_fem.accuracy.convergence import ConvergenceTable, ReferenceSolution, reference_solution, refined
 from hyco_fem.accuracy.errors import ErrorNorms, error_norms, mesh_size, relative_l2
+from hyco_fem.accuracy.sharpness import Sharpness, TrueErrors, sharpness
 from hyco_fem.bridge.boundary_ghosts import BoundaryGhosts, GhostUnion
 from hyco_fem.bridge.dofs import as_function, dof_coordinates
 from hyco_fem.bridge.ghosts import DofGhosts, QuadratureGhosts, RandomGhosts, quadrature_points
@@ -116,6 +118,7 @@ __all__ = [
     "Discrepancy",
     "DofGhosts",
     "ErrorNorms",
+    "ExplicitBound",
     "FieldResult",
     "FieldStep",
     "Flux",
@@ -173,6 +176,7 @@ __all__ = [
     "Sensing",
     "Sensors",
     "ShallowNet",
+    "Sharpness",
     "SineSeries",
     "SolveError",
     "SpaceTime",
@@ -197,6 +201,7 @@ __all__ = [
     "TransientPINN",
     "TransientProblem",
     "TransientStrongForm",
+    "TrueErrors",
     "TrustReport",
     "VariationalPINN",
     "VariationalWeights",
@@ -205,6 +210,7 @@ __all__ = [
     "animate_images",
     "as_function",
     "bayesian_weight",
+    "bound_table",
     "bounding_box",
     "box_distance",
     "catalogue",
@@ -213,6 +219,7 @@ __all__ = [
     "dof_coordinates",
     "dot_product_test",
     "error_norms",
+    "explicit_bound",
     "fit_field",
     "least_squares",
     "limit_threads",
@@ -231,6 +238,7 @@ __all__ = [
     "save_animation",
     "save_figure",
     "scenario_misfit",
+    "sharpness",
     "show",
     "strong_residual",
     "taylor_test",

@@ -360,6 +360,22 @@ def test_a_mesh_that_is_not_there_or_a_size_that_is_none_is_refused(comm: MPI.Co
             hf.read_mesh(MESHES / "plate_with_hole.geo", comm, mesh_size=wrong)
     with pytest.raises(ValueError, match=r"mesh size of a \.geo file"):
         hf.read_mesh(MESHES / "plate_with_hole.msh", comm, mesh_size=0.3)
+    with pytest.raises(ValueError, match="no constant named 'grade'"):
+        hf.read_mesh(MESHES / "l_shape.geo", comm, constants={"grade": 2.0})
+    with pytest.raises(ValueError, match="must be a finite number"):
+        hf.read_mesh(MESHES / "l_shape.geo", comm, constants={"grading": float("nan")})
+
+
+def test_constants_of_a_geo_file_hold_for_one_reading(comm: MPI.Comm) -> None:
+    """Ten times finer at the corner; and the next reading has the file's own again."""
+
+    def cells(**given: Any) -> int:
+        return hf.read_mesh(MESHES / "l_shape.geo", comm, **given).mesh.topology.index_map(2).size_global
+
+    own = cells()
+    assert cells(mesh_size=0.3) < own / 4
+    assert cells(mesh_size=0.3, constants={"grading": 10.0}) > 1.5 * cells(mesh_size=0.3)
+    assert cells() == own
 
 
 # -- fields ----------------------------------------------------------------------------------------------------
