@@ -37,8 +37,7 @@ import numpy as np
 from dolfinx import mesh
 
 import hyco_fem as hf
-from hyco_fem.accuracy.bound import ExplicitBound, explicit_bound, table_of
-from hyco_fem.accuracy.sharpness import TrueErrors
+from hyco_fem.accuracy.bound import table_of
 from hyco_fem.files import replace_file
 from hyco_fem.parallel import agreed
 
@@ -63,14 +62,13 @@ def refined(domain: mesh.Mesh, times: int) -> list[mesh.Mesh]:
     """The mesh, and finer ones in which each triangle is cut in four."""
     out = [domain]
     for _ in range(times):
-        out[-1].topology.create_entities(1)
-        out.append(mesh.refine(out[-1])[0])
+        out.append(hf.refined(out[-1]))
     return out
 
 
-def measure(domain: mesh.Mesh, bound: ExplicitBound) -> dict[str, dict[str, float]]:
+def measure(domain: mesh.Mesh, bound: hf.ExplicitBound) -> dict[str, dict[str, float]]:
     """For each load the bounds, the true errors and their ratios."""
-    errors = TrueErrors(domain)
+    errors = hf.TrueErrors(domain)
     rows = {}
     least, most = errors.best_constant(1e-4)
     for name, f in {**loads(errors.x), "worst": errors.worst(1e-4)[0]}.items():
@@ -117,7 +115,7 @@ def main() -> None:
         "plate with hole": [read("plate_with_hole", size * coarse) for size in (0.8, 0.4, 0.2)],
         "slit square": refined(read("slit", 1.6 * coarse), 3),
     }
-    bounds = {name: [explicit_bound(domain) for domain in domains] for name, domains in family.items()}
+    bounds = {name: [hf.explicit_bound(domain) for domain in domains] for name, domains in family.items()}
     say("The constant C_h, with h the largest diameter of a cell (on the square √2 legs), u = 0 on the whole boundary")
     say("\n".join(table_of(bounds)))
 
@@ -153,7 +151,9 @@ def main() -> None:
     say(f"\nwritten to {out}/: summary.json, error_bound.png")
 
 
-def picture(comm: MPI.Comm, path: Path, bounds: dict[str, list[ExplicitBound]], tables: dict[str, list[Any]]) -> None:
+def picture(
+    comm: MPI.Comm, path: Path, bounds: dict[str, list[hf.ExplicitBound]], tables: dict[str, list[Any]]
+) -> None:
     """Errors and bounds against h: a column for each domain, energy above L²."""
 
     def draw(figure: Any) -> None:

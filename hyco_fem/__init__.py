@@ -6,7 +6,9 @@ import petsc4py.PETSc  # noqa: F401  isort: skip
 import torch  # noqa: F401  isort: skip
 
 from hyco_fem._compat import MeshAndTags
+from hyco_fem.accuracy.adaptive import AdaptiveLevel, adapt, dorfler, refine_marked
 from hyco_fem.accuracy.bound import ExplicitBound, bound_table, explicit_bound
+from hyco_fem.accuracy.certificate import Certificate, Certifier, certificate
 from hyco_fem.accuracy.convergence import ConvergenceTable, ReferenceSolution, reference_solution, refined
 from hyco_fem.accuracy.errors import ErrorNorms, error_norms, mesh_size, relative_l2
 from hyco_fem.accuracy.sharpness import Sharpness, TrueErrors, sharpness
@@ -80,6 +82,11 @@ from hyco_fem.pde.regularisers import BiLaplacian, H1Tikhonov, L2Tikhonov, Regul
 from hyco_fem.pde.scheme import BDF, BDF2, BDF3, BackwardEuler, CrankNicolson, ThetaScheme
 from hyco_fem.pde.steady import SteadySolver
 from hyco_fem.pde.timegrid import TimeGrid
+from hyco_fem.ritz.coercivity import CoercivityRun, DistanceTikhonov, GaussianSlope, WeightTikhonov, minimise_pair
+from hyco_fem.ritz.deep_ritz import DeepRitz, RitzRecord
+from hyco_fem.ritz.energy import RitzEnergy
+from hyco_fem.ritz.mean_field import MeanFieldFit, mean_field
+from hyco_fem.ritz.shallow import ShallowFits, fit_shallow
 from hyco_fem.script import run_script
 from hyco_fem.verify import (
     InvarianceResult,
@@ -99,6 +106,7 @@ __all__ = [
     "MLP",
     "PINN",
     "AdamStep",
+    "AdaptiveLevel",
     "Answers",
     "BackwardEuler",
     "BarProgress",
@@ -108,14 +116,19 @@ __all__ = [
     "BoundaryQuadrature",
     "Bounded",
     "CellQuadrature",
+    "Certificate",
+    "Certifier",
     "Choice",
     "CoefficientError",
+    "CoercivityRun",
     "ConvergenceTable",
     "CrankNicolson",
     "CrossValidation",
     "Data",
+    "DeepRitz",
     "Dirichlet",
     "Discrepancy",
+    "DistanceTikhonov",
     "DofGhosts",
     "ErrorNorms",
     "ExplicitBound",
@@ -125,6 +138,7 @@ __all__ = [
     "FourierFeatures",
     "GaussNewton",
     "GaussianBumps",
+    "GaussianSlope",
     "GhostUnion",
     "GradientBalance",
     "H1Tikhonov",
@@ -140,6 +154,7 @@ __all__ = [
     "Jacobian",
     "L2Tikhonov",
     "LeastSquaresResult",
+    "MeanFieldFit",
     "MemoryBudget",
     "MeshAndTags",
     "MisfitHessian",
@@ -170,11 +185,14 @@ __all__ = [
     "Result",
     "Revolve",
     "RieszMap",
+    "RitzEnergy",
+    "RitzRecord",
     "Robin",
     "Scalar",
     "Scenario",
     "Sensing",
     "Sensors",
+    "ShallowFits",
     "ShallowNet",
     "Sharpness",
     "SineSeries",
@@ -206,7 +224,9 @@ __all__ = [
     "VariationalPINN",
     "VariationalWeights",
     "WeightChoice",
+    "WeightTikhonov",
     "Weights",
+    "adapt",
     "animate_images",
     "as_function",
     "bayesian_weight",
@@ -214,17 +234,22 @@ __all__ = [
     "bounding_box",
     "box_distance",
     "catalogue",
+    "certificate",
     "choose_decay",
     "choose_weight",
     "dof_coordinates",
+    "dorfler",
     "dot_product_test",
     "error_norms",
     "explicit_bound",
     "fit_field",
+    "fit_shallow",
     "least_squares",
     "limit_threads",
+    "mean_field",
     "mesh_distance",
     "mesh_size",
+    "minimise_pair",
     "output_folder",
     "progress",
     "quadrature_points",
@@ -232,6 +257,7 @@ __all__ = [
     "read_mesh",
     "read_sensors",
     "reference_solution",
+    "refine_marked",
     "refined",
     "relative_l2",
     "run_script",

@@ -111,6 +111,14 @@ def test_facets_may_be_chosen_by_index_or_place(comm: MPI.Comm) -> None:
         assert len(side.facets) == len(side.cells)
 
 
+def test_a_rank_without_cells_takes_part(comm: MPI.Comm) -> None:
+    """Two triangles on three ranks."""
+    domain = square(comm, 1)
+    boundary = BoundaryQuadrature(domain, 2)
+    assert boundary.integral(boundary.values(ufl.SpatialCoordinate(domain)[0])) == pytest.approx(2.0)
+    assert boundary.integral(boundary.values(hf.MLP(2)).detach() * 0 + 1) == pytest.approx(4.0)
+
+
 def test_a_network_is_differentiable_in_its_weights_and_evaluated_in_pieces_without(comm: MPI.Comm) -> None:
     domain = square(comm, 60)
     rule = CellQuadrature(domain, 5)

@@ -21,6 +21,7 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 
 from hyco_fem.accuracy.bound import ExplicitBound, dirichlet_facets, explicit_bound, kappa_bounds, poincare_constant
+from hyco_fem.accuracy.convergence import refined
 from hyco_fem.accuracy.mixed import MixedResponse, Response
 from hyco_fem.accuracy.spectrum import Eigenpair, largest_eigenvalue
 from hyco_fem.bridge.cells import cell_geometry
@@ -81,10 +82,7 @@ class TrueErrors:
                 "dirichlet must be a function of x (3, n) here, not facets: the finer mesh has facets of its own"
             )
         self.mesh, self.comm = mesh, mesh.comm
-        self.fine = mesh
-        for _ in range(refinements):
-            self.fine.topology.create_entities(1)
-            self.fine = dmesh.refine(self.fine)[0]
+        self.fine = refined(mesh, refinements)
         geometry = cell_geometry(self.fine)
         owned = np.arange(geometry.n_owned)
         X = np.full((len(owned), geometry.tdim), 1.0 / (geometry.tdim + 1))

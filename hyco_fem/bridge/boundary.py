@@ -18,6 +18,7 @@ from dolfinx import mesh as dmesh
 from torch import Tensor
 from ufl.core.expr import Expr
 
+from hyco_fem import _compat
 from hyco_fem.bridge.cells import cell_geometry
 from hyco_fem.bridge.interpolate import Interpolant, Part
 from hyco_fem.parallel import agreed, sum_array
@@ -161,7 +162,8 @@ def exterior_facets(mesh: dmesh.Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarra
     to_cell = mesh.topology.connectivity(tdim - 1, tdim)
     cells = np.asarray(to_cell.array)[np.asarray(to_cell.offsets)[facets]]
     to_facets = mesh.topology.connectivity(tdim, tdim - 1)
-    of_cell = np.asarray(to_facets.array).reshape(to_facets.num_nodes, -1)[cells]
+    per_cell = len(basix.topology(getattr(basix.CellType, mesh.topology.cell_name()))[tdim - 1])
+    of_cell = np.asarray(to_facets.array).reshape(-1, per_cell)[cells]  # of a rank without cells too
     return facets, cells, np.argmax(of_cell == facets[:, None], axis=1)
 
 
@@ -244,6 +246,6 @@ def _at(value: Any, mesh: dmesh.Mesh, cells: np.ndarray, rule: FacetRule, rows: 
     if not isinstance(value, Expr):
         return np.tile(np.asarray(value, dtype=np.float64).reshape(1, -1), (len(rows), 1))
     # At the points of all facets of each cell, so that every rank compiles the same expression.
-    found = fem.Expression(value, rule.X).eval(mesh, cells[rule.facet[rows]].astype(np.int32))
+    found = _compat.expression(value, rule.X, mesh).eval(mesh, cells[rule.facet[rows]].astype(np.int32))
     size = int(np.prod(value.ufl_shape, dtype=int))
     return np.asarray(found).reshape(len(rows), len(rule.X), size)[np.arange(len(rows)), rule.slot[rows]]
