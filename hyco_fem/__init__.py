@@ -44,6 +44,7 @@ from hyco_fem.game.trust import TrustReport, trust_report
 from hyco_fem.game.vpinn import VariationalPINN, VariationalWeights
 from hyco_fem.game.weight import WeightChoice, choose_weight
 from hyco_fem.io.animation import animate_images, save_animation
+from hyco_fem.io.checkpoint import Checkpoints, Restart
 from hyco_fem.io.fields import write_fields
 from hyco_fem.io.history import HistoryFile
 from hyco_fem.io.meshes import read_mesh
@@ -118,6 +119,7 @@ __all__ = [
     "CellQuadrature",
     "Certificate",
     "Certifier",
+    "Checkpoints",
     "Choice",
     "CoefficientError",
     "CoercivityRun",
@@ -182,6 +184,7 @@ __all__ = [
     "ReferenceSolution",
     "Regulariser",
     "ResNet",
+    "Restart",
     "Result",
     "Revolve",
     "RieszMap",

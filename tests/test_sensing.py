@@ -89,3 +89,9 @@ def test_a_run_says_why_it_stopped(comm: MPI.Comm, stopping: hf.Stopping, reason
         hf.Stopping(stagnation=0.0)
     with pytest.raises(ValueError, match="either tolerance or stopping"):
         hf.PhysicsOnly(model, data).run(1, tolerance=1.0, stopping=stopping)
+
+
+def test_a_run_without_misfits_is_not_stopped_by_them() -> None:
+    """As of a PINN without data: no loss is small, or stands still, that is not there."""
+    history = [hf.Record(k) for k in range(9)]
+    assert hf.Stopping(stagnation=1e-3, discrepancy=1.0).reason(history) is None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hyco_fem.game.gauss_newton import GaussNewton
 from hyco_fem.game.player import Answer, Look, Method, Player, Summand
+from hyco_fem.game.state import State, held, kind_of, optimiser_state
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.parallel import any_rank, is_distributed
 from hyco_fem.pde.linear import SolveError
@@ -166,6 +167,22 @@ class Steps:
             self.scheduler.base_lrs = [rate / 2 for rate in self.scheduler.base_lrs]
         return True
 
+    def state(self) -> State:
+        """Optimiser, scheduler, and what a step is taken back to."""
+        return {
+            "kind": kind_of(self.optimiser, self.scheduler),
+            "optimiser": optimiser_state(self.optimiser),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "memory": None if self._memory is None else self._memory.state(self.player.parameters),
+        }
+
+    def restore(self, state: State) -> None:
+        """Put a state back."""
+        self.optimiser.load_state_dict({key: state["optimiser"][key] for key in ("state", "param_groups")})
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self._memory = None if state["memory"] is None else _Memory.of(state["memory"], self.player.parameters)
+
     def _remember(self) -> None:
         if self._memory is None or not self._memory.update(self.player.parameters, self.optimiser):
             self._memory = _Memory(self.player.parameters, self.optimiser)
@@ -234,6 +251,19 @@ class LineSearches:
         self.optimiser.state.clear()
         return True
 
+    def state(self) -> State:
+        """The memory of curvature where it is kept from round to round, and where the last answer began."""
+        optimiser = self.optimiser.state_dict()
+        if not self.keep_memory:
+            optimiser = optimiser | {"state": {}}
+        return {"kind": kind_of(self.optimiser), "optimiser": optimiser, "before": self._before}
+
+    def restore(self, state: State) -> None:
+        """Put a state back."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        before = state["before"]
+        self._before = None if before is None else _beside(before, self.player.parameters)
+
 
 class _Memory:
     """Copies of parameters and of the tensors of an optimiser's state, in arrays that are used again each round."""
@@ -241,6 +271,19 @@ class _Memory:
     def __init__(self, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
         self._keys = _tensors(parameters, optimiser)[0]
         self._copies = [t.clone() for t in _tensors(parameters, optimiser)[1]]
+
+    def state(self, parameters: list[nn.Parameter]) -> State:
+        """Names and copies."""
+        keys = [list(key) if isinstance(key, tuple) else [key] for key in self._keys]
+        return {"keys": keys, "copies": [held(t, parameters[k[0]]) for k, t in zip(keys, self._copies, strict=True)]}
+
+    @classmethod
+    def of(cls, state: State, parameters: list[nn.Parameter]) -> _Memory:
+        """The memory with a state."""
+        memory = cls.__new__(cls)
+        memory._keys = [tuple(key) if len(key) > 1 else key[0] for key in state["keys"]]
+        memory._copies = _beside(state["copies"], [parameters[key[0]] for key in state["keys"]])
+        return memory
 
     def update(self, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> bool:
         """Copy what is there now; False where the optimiser has come to hold other tensors than before."""
@@ -258,6 +301,11 @@ class _Memory:
             optimiser.state.clear()
             n = len(parameters)
         torch._foreach_copy_(live[:n], self._copies[:n])
+
+
+def _beside(tensors: list[Tensor], parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Copies of tensors, each on the device of its parameter."""
+    return [t.to(p.device, copy=True) for t, p in zip(tensors, parameters, strict=True)]
 
 
 def _tensors(parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> tuple[list[Any], list[Tensor]]:

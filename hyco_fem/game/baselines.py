@@ -17,6 +17,7 @@ from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, Stopping, run
 from hyco_fem.game.objective import PhysicalObjective, SyntheticObjective
 from hyco_fem.game.player import Answer, Look, Player
 from hyco_fem.game.prior import BoundPrior, Prior
+from hyco_fem.game.state import Resumable
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.transient import TransientModel
@@ -24,7 +25,7 @@ from hyco_fem.parallel import agreed, check_replicated
 from hyco_fem.pde.linear import SolveError
 
 
-class _Alone:
+class _Alone(Resumable):
     """One model fitted to data by one player."""
 
     def __init__(self, name: str, model: nn.Module, data: Data, answer: Answer) -> None:
@@ -70,6 +71,12 @@ class _Alone:
         except (CoefficientError, SolveError):
             self.player.undo()
             raise
+
+    def _trained(self) -> dict[str, nn.Module]:
+        return {"model": self.model}
+
+    def _movers(self) -> list[Player]:
+        return [self.player]
 
     def _parameters(self) -> dict[str, Any]:
         """What the history keeps of the parameters: θ, but not the weights of a network."""

@@ -24,12 +24,16 @@ import torch
 
 from hyco_fem.game.identify import entry_names, identify
 from hyco_fem.game.player import Look, Method, Player, flat, of_shape, put_flat
+from hyco_fem.game.state import State, array_or_none, tensor_or_none
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.parallel import is_distributed, sum_array
 from hyco_fem.pde.linear import SolveError
 
 # With fewer parameters than this, rows are reduced by QR, which keeps twice the digits that JᵀJ does.
 _FEW = 200
+
+# The numbers among the state of an answer.
+_NUMBERS = ("damping", "evaluations", "jacobians", "converged", "_first", "_warned")
 
 # Trials of one step: damping then has grown by more than 2^50.
 _TRIALS = 10
@@ -197,6 +201,21 @@ class Damped:
         self._before = None
         self.damping = max(self.damping * 10.0, self.spec.damping)
         return True
+
+    def state(self) -> State:
+        """Damping, scaling, and where the last answer began."""
+        return {
+            "kind": "GaussNewton",
+            **{name: getattr(self, name) for name in _NUMBERS},
+            "D": tensor_or_none(self._D),
+            "before": tensor_or_none(self._before),
+        }
+
+    def restore(self, state: State) -> None:
+        """Put a state back."""
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
+        self._D, self._before = array_or_none(state["D"]), array_or_none(state["before"])
 
     def _value(self, objective: Any, x: np.ndarray, c: np.ndarray, start: bool = True) -> float:
         """J; infinite where the PDE cannot be solved at a trial."""

@@ -50,6 +50,7 @@ class Record:
         return row
 
 
+# True: stop the run.
 Callback = Callable[[Record], bool | None]
 
 

@@ -32,6 +32,7 @@ from hyco_fem.game.objective import (
 from hyco_fem.game.player import Player, flat
 from hyco_fem.game.prior import Prior
 from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, ModelDiscrepancy, Rule
+from hyco_fem.game.state import Resumable, State, result_of, result_text
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.transient import TransientModel
@@ -54,7 +55,7 @@ class Scene:
     elsewhere: Callable[[Any], Tensor]
 
 
-class Hyco:
+class Hyco(Resumable):
     """The game (Liverani, Steynberg, Zuazua, arXiv 2509.14123).
 
     A round: one solve of the PDE; fresh ghost points, the same for both players; the synthetic player answers the
@@ -114,6 +115,7 @@ class Hyco:
         self.clock = Clock()
         self.next_round = 0
         self.warm_up_result: Result | None = None
+        self._warm_up_text: str | None = None
         self.choice: Choice | None = None
         with agreed(self.comm):
             theta = {n: p for n, p in physical.named_parameters() if p.requires_grad}
@@ -175,6 +177,32 @@ class Hyco:
         twin.clock, twin.warm_up, twin.choice = Clock(), 0, None
         twin._seat()
         return twin
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def _trained(self) -> dict[str, nn.Module]:
+        return {"physical": self.physical, "synthetic": self.synthetic}
+
+    def _movers(self) -> list[Player]:
+        return [*self.players, *([] if self.together is None else [self.together])]
+
+    def _own_state(self) -> State:
+        if self.warm_up_result is not None and self._warm_up_text is None:
+            self._warm_up_text = result_text(self.warm_up_result)  # made once, not for each checkpoint
+        return {
+            "warm_up": self._warm_up_text,
+            "choice": None if self.choice is None else self.choice.state(),
+            "balance": self.weights.state() if isinstance(self.weights, GradientBalance) else None,
+        }
+
+    def _restore_own(self, state: State) -> None:
+        self._warm_up_text = state["warm_up"]
+        self.warm_up_result = None if self._warm_up_text is None else result_of(self._warm_up_text)
+        if state["choice"] is not None:
+            self.choice = Choice.of(state["choice"])
+            self.weights = self.choice.weights
+        if isinstance(self.weights, GradientBalance):
+            self.weights.restore(state["balance"])
 
     # -- one round -----------------------------------------------------------------------------------------
 

@@ -136,6 +136,9 @@ class Informed(_Alone):
             self._terms = [t.detach() for t in terms]
         return sum((f * t for f, t in zip(self.factors(), terms, strict=True) if f > 0), 0.0 * terms[0].detach())
 
+    def _trained(self) -> dict[str, nn.Module]:
+        return {"synthetic": self.synthetic, "model": self.model}
+
     def _parameters(self) -> dict[str, Any]:
         return parameter_values(self.model, self.comm, LONGEST_IN_HISTORY)
 

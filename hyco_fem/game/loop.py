@@ -6,8 +6,8 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from mpi4py import MPI
 
@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
+from hyco_fem.game.state import State
 from hyco_fem.parallel import agreed, any_rank, max_over_ranks
 
 # After so many steps in a row that had to be taken back, halving the learning rate will not help.
@@ -59,14 +60,16 @@ class Stopping:
                 return "tolerance"
         if self.discrepancy is not None:
             misfits = np.array([last.misfit_physical, last.misfit_synthetic])
-            if np.all(misfits[~np.isnan(misfits)] <= self.discrepancy):
+            misfits = misfits[~np.isnan(misfits)]
+            if misfits.size and np.all(misfits <= self.discrepancy):
                 return "discrepancy"
         if self.stagnation is not None and len(history) > self.window:
             losses = np.array(
                 [[r.misfit_physical, r.misfit_synthetic, r.interaction] for r in history[-self.window - 1 :]]
             )
             losses = losses[:, ~np.isnan(losses).any(axis=0)]
-            if np.all(np.ptp(losses, axis=0) <= self.stagnation * losses.max(axis=0)):
+            # Of a PINN without data there is no loss to watch here.
+            if losses.size and np.all(np.ptp(losses, axis=0) <= self.stagnation * losses.max(axis=0)):
                 return "stagnation"
         return None
 
@@ -101,6 +104,50 @@ class Trainer(Protocol):
         """The record of the state as it is; None where it is not finite and the last step was taken back."""
 
 
+@dataclass
+class Course:
+    """The rounds of a run so far, over all the processes that it went through.  Replicated.
+
+    first: number of its first round.  records: of the rounds that count.
+    """
+
+    first: int
+    records: list[Record] = field(default_factory=list)
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """A callback that keeps a run, so that another process can go on with it.
+
+    course: what was played before; `run` adds to its records.
+    """
+
+    course: Course
+
+    def begin(self, trainer: Trainer) -> None:
+        """Called before the first round.  Collective; raises ValueError where this cannot keep the run."""
+
+    def keep(self) -> str | None:
+        """Called after each round that counts, when the other callbacks were: a reason to stop, or None.
+
+        Collective; the same on all ranks.
+        """
+
+
+class ResumableTrainer(Trainer, Protocol):
+    """A trainer whose runs can be kept.
+
+    A state has "models": {name: {"parameters": {name: tensor}, "buffers": {…}}}, "players": {name: {"method": {"kind":
+    …, …}}}, "next_round", and what else the coming rounds depend on; see `hyco_fem.game.state`.
+    """
+
+    def state(self) -> State:
+        """All that the coming rounds depend on.  Collective."""
+
+    def restore(self, state: State) -> None:
+        """Put a state back.  Collective."""
+
+
 def run(
     trainer: Trainer,
     rounds: int,
@@ -112,7 +159,8 @@ def run(
     """Play rounds until one of the reasons to stop.  Collective.
 
     Args:
-        rounds: At most so many.
+        rounds: At most so many.  Where a `Keeper` is among the callbacks (`hyco_fem.Checkpoints`), those that it has
+            seen before count too, and the history of the result begins with theirs.
         tolerance: Short for Stopping(gradient=tolerance).
         stopping: Criteria to end sooner.
         callbacks: Called on every rank with the record of each round; one that returns True on any rank stops the
@@ -123,15 +171,20 @@ def run(
     """
     with agreed(trainer.comm):
         stopping = checked_stopping(rounds, tolerance, stopping)
-    history: list[Record] = []
-    rolled_back = in_a_row = 0
-    stop = "rounds"
+        keeper, callbacks = _keeper(callbacks)
+    if keeper is not None:
+        keeper.begin(trainer)
+    course = Course(trainer.next_round) if keeper is None else keeper.course
+    history = course.records
+    in_a_row = 0
+    # A run that had come to its end has nothing to go on with.
+    stop = stopping.reason(history) if stopping is not None and history else None
     with trainer.clock("total"):
-        for _ in range(int(rounds)):
+        while stop is None and trainer.next_round - course.first < rounds:
             record = trainer.round(trainer.next_round)
             trainer.next_round += 1
             if record is None:
-                rolled_back, in_a_row = rolled_back + 1, in_a_row + 1
+                in_a_row += 1
                 if in_a_row >= PATIENCE:
                     raise FloatingPointError(
                         f"{_diverging(trainer)} diverges: the objective was not finite after each of the last "
@@ -144,22 +197,30 @@ def run(
             history.append(record)
             if _called(trainer.comm, callbacks, record):
                 stop = "callback"
-                break
-            reason = None if stopping is None else stopping.reason(history)
-            if reason is not None:
-                stop = reason
-                break
+            if keeper is not None:
+                with trainer.clock("checkpoints"):
+                    stop = keeper.keep() or stop
+            if stop is None and stopping is not None:
+                stop = stopping.reason(history)
+        rolled_back = trainer.next_round - course.first - len(history)
         final, taken_back = _final(trainer)
-    history.append(final)
     return Result(
         parameters=parameter_values(trainer.model, trainer.comm),
-        history=history,
+        history=[*history, final],
         nash_residual=(final.gradient_physical, final.gradient_synthetic),
-        rounds=len(history) - 1,
+        rounds=len(history),
         rolled_back=rolled_back + taken_back,
-        stop=stop,
+        stop=stop or "rounds",
         timings=dict(trainer.clock.seconds),
     )
+
+
+def _keeper(callbacks: Sequence[Callback]) -> tuple[Keeper | None, list[Callback]]:
+    """The one callback that keeps the run, and the others."""
+    keepers: list[Any] = [c for c in callbacks if isinstance(c, Keeper)]
+    if len(keepers) > 1:
+        raise ValueError(f"a run is kept by one Checkpoints, not by {len(keepers)}")
+    return keepers[0] if keepers else None, [c for c in callbacks if not isinstance(c, Keeper)]
 
 
 def checked_stopping(rounds: int, tolerance: float | None, stopping: Stopping | None) -> Stopping | None:

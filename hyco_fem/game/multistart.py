@@ -21,6 +21,7 @@ from hyco_fem.game.answers import refuse_fields
 from hyco_fem.game.gauss_newton import GaussNewton, bound_arrays
 from hyco_fem.game.groups import shared_out
 from hyco_fem.game.player import Answer, Look, Method, Player, flat, of_shape, put_flat
+from hyco_fem.game.state import State, array_or_none, method_state, tensor_or_none
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.transient import TransientModel
@@ -155,6 +156,22 @@ class Search:
         put_flat(self.player.parameters, self._before)
         self._before, self.found = None, []
         return True
+
+    def state(self) -> State:
+        """What was found, where the search began, and the state of the answers that follow it."""
+        inner = method_state(self.inner, self.player.name, self.spec.answer)
+        return {
+            "kind": f"MultiStart, then {inner['kind']}",
+            "inner": inner,
+            "found": [[[f.start, f.value, tensor_or_none(f.theta)] for f in level] for level in self.found],
+            "before": tensor_or_none(self._before),
+        }
+
+    def restore(self, state: State) -> None:
+        """Put a state back."""
+        self.inner.restore(state["inner"])  # type: ignore[attr-defined]
+        self.found = [[Found(start, value, theta.numpy().copy()) for start, value, theta in f] for f in state["found"]]
+        self._before = array_or_none(state["before"])
 
     def _starts(self) -> list[np.ndarray]:
         """The present values, and drawn ones."""

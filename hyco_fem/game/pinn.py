@@ -324,10 +324,11 @@ class PINN(Informed):
             bad = torch.nonzero(~(m[name].detach() > 0))
             if len(bad):
                 row = int(bad[0, 0])
-                place = ", ".join(f"{float(c):g}" for c in x[row])
+                place = ", ".join(f"{float(c):g}" for c in x[row].detach())
+                value = float(m[name][row].detach())
                 raise CoefficientError(
-                    f"the coefficient '{name}' is not positive: {float(m[name][row])} at ({place}); use a transform "
-                    "(Positive, Bounded), a smaller learning rate, or another start"
+                    f"the coefficient '{name}' is not positive: {value} at ({place}); use a transform (Positive, "
+                    "Bounded), a smaller learning rate, or another start"
                 )
 
 

@@ -267,7 +267,7 @@ def _dof_values(initial: Any, interpolant: Interpolant, V: fem.FunctionSpace) ->
         f, k = fem.Function(part.space), part.components
         wanted = _components(initial, interpolant.components, V.mesh)[part.first : part.first + k]
         value = wanted[0] if f.ufl_shape == () else ufl.as_vector(wanted)
-        f.interpolate(fem.Expression(value, _compat.interpolation_points(part.space)))
+        f.interpolate(_compat.expression(value, _compat.interpolation_points(part.space), V.mesh))
         f.x.scatter_forward()
         out[part.dofs] = f.x.array
     return out[: V.dofmap.index_map.size_local * V.dofmap.index_map_bs].copy()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hyco_fem.game.state import State, method_state
 from hyco_fem.parallel import gradient_norm, sum_gradients, sum_over_ranks
 
 # J as a function of the player's parameters: this rank's summand.  `objective.Objective` is one, with more to it.
@@ -134,6 +135,17 @@ class Player:
     def undo(self) -> bool:
         """Undo the last step; False where there is none to undo."""
         return self.method is not None and self.method.undo()
+
+    def state(self) -> State:
+        """All but the parameters.  Raises ValueError where the method has no state to give."""
+        method = None if self.method is None else method_state(self.method, self.name, self.answer)
+        return {"taken_back": self.taken_back, "method": method}
+
+    def restore(self, state: State) -> None:
+        """Put a state back."""
+        self.taken_back = state["taken_back"]
+        if self.method is not None:
+            self.method.restore(state["method"])  # type: ignore[attr-defined]
 
 
 def of_shape(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from hyco_fem.game.gauss_newton import Rows, reduced, root
 from hyco_fem.game.groups import shared_out
 from hyco_fem.game.losses import Weights, network_values
 from hyco_fem.game.player import Answer, flat, put_flat
+from hyco_fem.game.state import State, tensor_or_none
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.parallel import agreed, any_rank, is_distributed, sum_array
 from hyco_fem.pde.linear import SolveError
@@ -53,6 +54,23 @@ class Choice:
             "scores": self.scores,
             "spread": self.spread,
         }
+
+    def state(self) -> State:
+        """As plain values."""
+        return {
+            "weights": vars(self.weights),
+            "candidates": [vars(w) for w in self.candidates],
+            "scores": tensor_or_none(self.scores),
+            "spread": tensor_or_none(self.spread),
+            "rule": self.rule,
+        }
+
+    @classmethod
+    def of(cls, state: State) -> Choice:
+        """The choice with a state."""
+        candidates = [Weights(**w) for w in state["candidates"]]
+        scores, spread = (state[name].numpy().copy() for name in ("scores", "spread"))
+        return cls(Weights(**state["weights"]), candidates, scores, spread, state["rule"])
 
     def __str__(self) -> str:
         rows = [
@@ -394,6 +412,14 @@ class GradientBalance:
             raise ValueError(f"GradientBalance needs every >= 1 and 0 <= memory < 1, not {self.every}, {self.memory}")
         self.now = self.start
         self._measured = -1
+
+    def state(self) -> State:
+        """The weights now, and when they were measured last."""
+        return {"now": vars(self.now), "measured": self._measured}
+
+    def restore(self, state: State) -> None:
+        """Put a state back."""
+        self.now, self._measured = Weights(**state["now"]), state["measured"]
 
     def due(self, number: int) -> bool:
         """Whether the weights are to be measured in this round."""
