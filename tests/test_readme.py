@@ -56,3 +56,10 @@ def test_a_pde_in_time_is_played_like_any_other(comm: MPI.Comm, capsys: pytest.C
     assert "Crank–Nicolson, 50 steps" in capsys.readouterr().out
     assert names["result"].rounds == 2
     assert names["sensors"].n == 44
+
+
+def test_bounds_and_certificates_are_numbers(comm: MPI.Comm, capsys: pytest.CaptureFixture) -> None:
+    names = run(BLOCKS[4].replace("steps=200", "steps=20"))
+    bound, found = names["bound"], names["certify"](names["problem"].u)
+    assert found.value < bound.energy(1.0)
+    assert len(capsys.readouterr().out.splitlines()) == 3

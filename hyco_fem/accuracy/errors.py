@@ -48,7 +48,8 @@ class ErrorNorms:
         """Each norm over that of the reference; NaN or infinite where that is zero."""
         with np.errstate(all="ignore"):
             parts = np.array([self.L2, self.H1, self.energy, self.maximum]) / np.array(self.reference)
-        return ErrorNorms(*(float(p) for p in parts), (1.0,) * 4, self.degree)
+        L2, H1, energy, maximum = (float(part) for part in parts)
+        return ErrorNorms(L2, H1, energy, maximum, (1.0,) * 4, self.degree)
 
 
 def error_norms(
@@ -101,9 +102,8 @@ def error_norms(
         )
         found = np.sqrt(np.maximum(sum_array(rule.comm, sums.numpy()), 0.0))
         largest = max_over_ranks(rule.comm, [float(_square(w).max()) if len(rule) else 0.0 for w in (e, u)]) ** 0.5
-    return ErrorNorms(
-        *(float(n) for n in (*found[:3], largest[0])), tuple(float(n) for n in (*found[3:], largest[1])), rule.degree
-    )
+    L2, H1, energy, *norms = (float(n) for n in found)
+    return ErrorNorms(L2, H1, energy, float(largest[0]), (norms[0], norms[1], norms[2], float(largest[1])), rule.degree)
 
 
 def _rule(
