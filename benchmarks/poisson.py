@@ -147,7 +147,8 @@ def _environment() -> dict[str, str]:
     kept = dict(os.environ)
     if {"PMIX_RANK", "PMI_RANK"} & set(kept):
         told = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDRA_")
-        settings = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_MCA_btl", "PRTE_MCA_rmaps_default_mapping_policy")
+        mapping = ("PRTE_MCA_rmaps_default_mapping_policy", "PRTE_MCA_mapby")  # Open MPI 5 and 6
+        settings = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_MCA_btl", *mapping)
         kept = {k: v for k, v in kept.items() if not k.startswith(told) or k.startswith(settings)}
     # For Open MPI on a machine that others use too: a rank that waits gives way, and goes where there is room.
     return {"OMPI_MCA_mpi_yield_when_idle": "1", "PRTE_MCA_hwloc_default_binding_policy": "none"} | kept

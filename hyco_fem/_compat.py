@@ -12,6 +12,7 @@ from mpi4py import MPI
 import dolfinx
 import numpy as np
 from dolfinx import fem
+from ufl.core.expr import Expr
 
 
 class MeshAndTags(NamedTuple):
@@ -64,6 +65,21 @@ def interpolation_points(V: fem.FunctionSpace) -> np.ndarray:
     """Interpolation points of the element on the reference cell, (n, tdim)."""
     points = V.element.interpolation_points
     return points() if callable(points) else points
+
+
+def collapsed(V: fem.FunctionSpace) -> tuple[fem.FunctionSpace, np.ndarray]:
+    """A sub-space by itself, and which dofs of the whole its local unrolled dofs are, (n,).  Collective."""
+    space, dofs = V.collapse()
+    # From 0.11 on a list with the dofs of each type of cells, of which there is one.
+    return space, np.asarray(dofs).reshape(-1)
+
+
+def expression(value: Expr, X: np.ndarray, mesh: dolfinx.mesh.Mesh) -> fem.Expression:
+    """A UFL expression at points (n, tdim) of the reference cell, compiled.  Collective.
+
+    The zero that is added holds the mesh: 0.11 refuses what has none left after differentiation, such as ∇(2x).
+    """
+    return fem.Expression(value + fem.Constant(mesh, np.zeros(value.ufl_shape)), X, comm=mesh.comm)
 
 
 def gmsh_model_to_mesh(model: Any, comm: MPI.Comm, gdim: int) -> MeshAndTags:

@@ -72,7 +72,7 @@ def test_a_union_is_the_sum_of_its_parts(comm: MPI.Comm) -> None:
     assert sampler.draw(7) is points, "what is fixed stays, with its B"
 
     def mean(some: Any) -> float:
-        return float(sum_array(comm, np.atleast_1d(float(some.weights @ torch.sin(3 * some.x[:, 0])))))
+        return float(sum_array(comm, np.array([float(some.weights @ torch.sin(3 * some.x[:, 0]))]))[0])
 
     expected = sum(s * mean(p.on(V).draw(0)) for s, p in zip((1.0, 5.0, 0.5), parts, strict=True))
     assert mean(points) == pytest.approx(expected, rel=1e-12)

@@ -266,7 +266,7 @@ def a_surface(comm: MPI.Comm) -> Any:
     x = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1]])
     cells = np.array([[0, 1, 2], [1, 2, 3]], dtype=np.int64)
     mine = slice(None) if comm.rank == 0 else slice(0)
-    return hf.mesh_distance(mesh.create_mesh(comm, cells[mine], x[mine], element))
+    return hf.mesh_distance(mesh.create_mesh(comm, cells=cells[mine], x=x[mine], e=element))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class Host:
                 build*) printf '%s' "$3" >"$record" ;;
                 run*)
                     {"true" if runs else "echo cannot start containers >&2; exit 125"}
-                    while [[ $1 != *trixie-slim && $1 != hyco_fem:* ]]; do shift; done
+                    while [[ $1 != *-slim && $1 != hyco_fem:* ]]; do shift; done
                     shift
                     exec "$@" ;;
             esac""",
@@ -283,6 +283,67 @@ def test_a_forced_way_goes_before_native(host: Host) -> None:
     assert any(c.startswith("podman run") for c in host.asked("podman"))
 
 
+# --- HYCO_SUITE
+
+
+def test_an_unknown_suite_is_refused_with_the_list(host: Host) -> None:
+    host.python(complete=True)
+    result = host.call("true", HYCO_SUITE="bookworm")
+    assert result.returncode == 64
+    assert "HYCO_SUITE=bookworm is unknown: trixie or sid" in result.stderr
+
+
+@pytest.mark.parametrize(("suite", "expected"), [("", "trixie"), ("trixie", "trixie"), ("sid", "sid")])
+def test_a_suite_is_made_by_the_root_file_system_or_the_image(host: Host, suite: str, expected: str) -> None:
+    host.root_tools()
+    host.engine("docker", runs=True)
+    assert host.call("true", HYCO_SUITE=suite, HYCO_ENV="rootfs").returncode == 0
+    (made,) = host.asked("mmdebstrap")
+    assert f" {expected} {host.cache}/rootfs-" in made
+    # Only the unstable one is served for longer than its Release file allows.
+    assert ("Check-Valid-Until" in made) == (expected == "sid")
+    assert host.call("true", HYCO_SUITE=suite, HYCO_ENV="docker").returncode == 0
+    (built,) = [call for call in host.asked("docker") if call.startswith("docker build ")]
+    assert f"--build-arg SUITE={expected}" in built
+    assert any(f"debian:{expected}-slim true" in call for call in host.asked("docker"))
+
+
+def test_suites_live_beside_each_other_with_a_cache_of_compiled_forms_each(host: Host) -> None:
+    host.root_tools()
+    for suite in ("trixie", "sid", "", "sid"):
+        assert host.call("true", HYCO_SUITE=suite).returncode == 0
+        # Inside, HYCO_ENV=native leads to where one is: the suite has been chosen.
+        assert "HYCO_ENV=native" in host.asked("unshare")[-1]
+        assert "HYCO_SUITE" not in host.asked("unshare")[-1]
+    assert len(host.asked("mmdebstrap")) == 2
+    assert len(published(host)) == 2
+    assert len(list(host.cache.glob("rootfs-*.jit/0"))) == 2
+
+
+def test_a_suite_is_not_looked_for_among_what_is_installed(host: Host) -> None:
+    host.python(complete=True)
+    host.engine("docker", runs=True)
+    assert host.call("true", HYCO_SUITE="trixie").returncode == 0
+    assert any(call.startswith("docker build ") for call in host.asked("docker"))
+    refused = host.call("true", HYCO_SUITE="trixie", HYCO_ENV="native")
+    assert refused.returncode == 64
+    assert "unset one of them" in refused.stderr
+    (host.bin / "docker").unlink()
+    nothing = host.call("true", HYCO_SUITE="trixie")
+    assert nothing.returncode == 69
+    assert "native: HYCO_SUITE=trixie asks for" in nothing.stderr
+
+
+def test_a_day_on_which_sid_cannot_be_installed_is_named(host: Host) -> None:
+    host.root_tools()
+    host.install("mmdebstrap", "echo E: Unable to correct problems, you have held broken packages; exit 25")
+    result = host.call("true", HYCO_SUITE="sid")
+    assert result.returncode == 69
+    assert "held broken packages" in result.stderr
+    assert "try another day" in result.stderr
+    assert "try another day" not in host.call("true").stderr
+
+
 # --- what passes through
 
 
@@ -312,19 +373,23 @@ def test_what_the_user_has_set_stays(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "job", "btl"),
+    ("version", "job", "btl", "policy", "mapby"),
     [
-        ("mpirun (Open MPI) 5.0.7", "", "self,sm"),
-        ("mpirun (Open MPI) 4.1.6", "", ""),
-        ("HYDRA build details", "", ""),
-        ("mpirun (Open MPI) 5.0.7", "12", ""),
+        ("mpirun (Open MPI) 5.0.7", "", "self,sm", ":oversubscribe", ""),
+        ("mpirun (Open MPI) 6.0.0rc2", "", "self,sm", "", ":oversubscribe"),
+        ("mpirun (Open MPI) 4.1.6", "", "", "", ""),
+        ("HYDRA build details", "", "", "", ""),
+        ("mpirun (Open MPI) 5.0.7", "12", "", "", ""),
     ],
 )
-def test_only_open_mpi_5_outside_a_batch_job_gets_defaults(host: Host, version: str, job: str, btl: str) -> None:
+def test_only_open_mpi_from_5_on_outside_a_batch_job_gets_defaults(
+    host: Host, version: str, job: str, btl: str, policy: str, mapby: str
+) -> None:
     host.python(complete=True)
     host.install("mpirun", f"echo '{version}'")
-    result = host.call("bash", "-c", "echo $OMPI_MCA_btl", SLURM_JOB_ID=job)
-    assert result.stdout.strip() == btl
+    names = ["OMPI_MCA_btl", "PRTE_MCA_rmaps_default_mapping_policy", "PRTE_MCA_mapby"]
+    result = host.call("bash", "-c", 'for name; do echo "${!name-}"; done', "bash", *names, SLURM_JOB_ID=job)
+    assert result.stdout.splitlines() == [btl, policy, mapby]
 
 
 def test_it_works_through_a_link_and_with_spaces_in_the_path(host: Host, tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ import hyco_fem as hf
 ROOT = Path(__file__).parent.parent
 
 # What a user sets for all of MPI, as opposed to what an mpirun around these tests tells its ranks.
-_SETTINGS = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_MCA_btl", "OMPI_MCA_mpi_yield_when_idle", "PRTE_MCA_rmaps_default")
+_SETTINGS = (
+    "OMPI_ALLOW_RUN_AS_ROOT",
+    "OMPI_MCA_btl",
+    "OMPI_MCA_mpi_yield_when_idle",
+    "PRTE_MCA_rmaps_default",
+    "PRTE_MCA_mapby",
+)
 
 
 def environment() -> dict[str, str]:

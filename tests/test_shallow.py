@@ -98,7 +98,7 @@ def test_the_energy_is_a_quadratic_form_of_the_weights(comm: MPI.Comm, kind: str
         with torch.no_grad():
             network.w.copy_(w)
         E = energy.value(trial.network(network))
-        assert float(form.value(w)) == pytest.approx(E, rel=1e-9)
+        assert float(form.value(w).detach()) == pytest.approx(E, rel=1e-9)
         with torch.no_grad():
             assert energy._total(energy.of(trial.of(features_of(network), w))) == pytest.approx(E, rel=1e-9)
 

@@ -76,7 +76,7 @@ class SomeCells(CellQuadrature):
 
     def _evaluated(self, expression: Any) -> np.ndarray:
         X, part = self.compiled
-        found = np.asarray(fem.Expression(expression, X, comm=self.comm).eval(self.mesh, self.cells))
+        found = np.asarray(_compat.expression(expression, X, self.mesh).eval(self.mesh, self.cells))
         return found.reshape(self.n_cells, len(X), int(np.prod(expression.ufl_shape, dtype=int)))[:, part]
 
     def _elsewhere(self, u: fem.Function) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ufl.algorithms.analysis import extract_coefficients, extract_constants
 from ufl.core.expr import Expr
 
+from hyco_fem import _compat
 from hyco_fem.bridge.boundary import (
     FixedValues,
     NaturalPoints,
@@ -196,7 +197,7 @@ def _moving(
     for c, target, value in chosen:
         rows = np.flatnonzero(np.isin(facets, named_facets(mesh, c.facets))[rule.facet])
         places = cells[rule.facet[rows]].astype(np.int32)
-        expression = fem.Expression(value, rule.X)
+        expression = _compat.expression(value, rule.X, mesh)
         made.append(_Moving(target, torch.from_numpy(rows), expression, mesh, places, rule.slot[rows], len(rule.X)))
     return made
 

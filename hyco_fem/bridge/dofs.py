@@ -77,7 +77,7 @@ def as_function(
     if isinstance(field, fem.Function):
         f.interpolate(field)
     elif isinstance(field, ufl.core.expr.Expr):
-        f.interpolate(fem.Expression(field, _compat.interpolation_points(V)))
+        f.interpolate(_compat.expression(field, _compat.interpolation_points(V), V.mesh))
     else:
         with torch.no_grad():
             values = field if isinstance(field, Tensor) else field(dof_coordinates(V))

@@ -151,8 +151,6 @@ class _Quadrature:
                     "the expression is on another mesh; a Function of another mesh may be given by itself, and is then "
                     "evaluated here"
                 )
-        if not domains:
-            expression = fem.Constant(self.mesh, 1.0) * expression
         found = np.asarray(self._evaluated(expression), dtype=np.float64)
         return torch.from_numpy(np.ascontiguousarray(found.reshape(len(self.x), *expression.ufl_shape)))
 
@@ -205,9 +203,8 @@ class CellQuadrature(_Quadrature):
         return fem.functionspace(self.mesh, element)
 
     def _evaluated(self, expression: Expr) -> np.ndarray:
-        return fem.Expression(expression, self.X, comm=self.comm).eval(
-            self.mesh, np.arange(self.n_cells, dtype=np.int32)
-        )
+        cells = np.arange(self.n_cells, dtype=np.int32)
+        return _compat.expression(expression, self.X, self.mesh).eval(self.mesh, cells)
 
     def _elsewhere(self, u: fem.Function) -> Tensor:
         check_lagrange(u.function_space)
@@ -274,9 +271,8 @@ class BoundaryQuadrature(_Quadrature):
 
     def _evaluated(self, expression: Expr) -> np.ndarray:
         # At the points of all facets of each cell, so that every rank compiles the same expression.
-        found = fem.Expression(expression, self._rule.X, comm=self.comm).eval(
-            self.mesh, self.cells[self.facet].astype(np.int32)
-        )
+        cells = self.cells[self.facet].astype(np.int32)
+        found = _compat.expression(expression, self._rule.X, self.mesh).eval(self.mesh, cells)
         size = int(np.prod(expression.ufl_shape, dtype=int))
         rows = np.asarray(found).reshape(len(self.x), len(self._rule.X), size)
         return rows[np.arange(len(self.x)), self._rule.slot]
@@ -298,5 +294,5 @@ def _gradient(u: fem.Function) -> fem.Function:
     gradient = ufl.grad(u)
     W = fem.functionspace(mesh, ("DG", max(0, degree - 1), gradient.ufl_shape))
     found = fem.Function(W)
-    found.interpolate(fem.Expression(gradient, _compat.interpolation_points(W)))
+    found.interpolate(_compat.expression(gradient, _compat.interpolation_points(W), mesh))
     return found

@@ -56,8 +56,8 @@ def _parts(V: fem.FunctionSpace, dofs: np.ndarray, first: int) -> Iterator[Part]
         yield Part(V, dofs, first)
         return
     for i in range(V.num_sub_spaces):
-        sub, inside = V.sub(i).collapse()
-        for part in _parts(sub, dofs[np.asarray(inside)], first):
+        sub, inside = _compat.collapsed(V.sub(i))
+        for part in _parts(sub, dofs[inside], first):
             yield part
             first = part.first + part.components
 

@@ -48,7 +48,7 @@ class Scalar(nn.Module):
     @property
     def value(self) -> float:
         """The number, in the unit of the coefficient."""
-        return float(self.transform(self.raw))
+        return float(self.transform(self.raw.detach()))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) → (n,)."""

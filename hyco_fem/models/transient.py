@@ -391,5 +391,6 @@ def _interpolate(u0: fem.Function, initial: Any) -> None:
         else:
             u0.interpolate(initial)
     else:
-        u0.interpolate(fem.Expression(initial, _compat.interpolation_points(u0.function_space)))
+        V = u0.function_space
+        u0.interpolate(_compat.expression(initial, _compat.interpolation_points(V), V.mesh))
     u0.x.scatter_forward()

@@ -102,7 +102,8 @@ def setters(
 
 
 def _from_expression(g: fem.Function, value: Expr, t: fem.Constant) -> SetAt:
-    expression = fem.Expression(value, _compat.interpolation_points(g.function_space))
+    V = g.function_space
+    expression = _compat.expression(value, _compat.interpolation_points(V), V.mesh)
 
     def set_at(f: fem.Function, time: float) -> None:
         before = float(t.value)

@@ -250,7 +250,7 @@ class Draft:
             return value
         g = fem.Function(V, name="boundary_value")
         if isinstance(value, Expr):
-            g.interpolate(fem.Expression(value, _compat.interpolation_points(V)))
+            g.interpolate(_compat.expression(value, _compat.interpolation_points(V), self.mesh))
             g.x.scatter_forward()
             if self.t is not None and self.t in extract_constants(value):
                 self.time_values[g] = value

@@ -147,7 +147,7 @@ def _interpolate(g: fem.Function, value: Any) -> None:
     if isinstance(value, fem.Function):
         g.interpolate(value)
     elif isinstance(value, Expr):
-        g.interpolate(fem.Expression(value, _compat.interpolation_points(g.function_space)))
+        g.interpolate(_compat.expression(value, _compat.interpolation_points(g.function_space), g.function_space.mesh))
     elif isinstance(value, float):
         g.x.array[:] = value
     else:

@@ -43,7 +43,7 @@ def lowered(
         x = shaped(z).requires_grad_()
         value = objective(x)
         (part,) = torch.autograd.grad(value, x)
-        return float(value), sum_array(comm, part.reshape(-1).numpy())
+        return float(value.detach()), sum_array(comm, part.reshape(-1).numpy())
 
     found = minimize(
         value_and_gradient,
