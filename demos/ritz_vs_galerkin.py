@@ -39,6 +39,7 @@ from dolfinx import mesh
 from torch import Tensor
 
 import hyco_fem as hf
+from hyco_fem.game.history import write_summary
 
 PI = math.pi
 
@@ -177,8 +178,9 @@ def main() -> None:
         ax.legend(fontsize=8)
 
     hf.save_figure(comm, out / "ritz_vs_galerkin.png", draw, size=(7.0, 4.6))
+    write_summary(out, comm, {"rows": rows, "starts": {str(size): errors for size, errors in spread}})
     if comm.rank == 0:
-        print(f"picture in {out / 'ritz_vs_galerkin.png'}", flush=True)
+        print(f"\npicture and summary in {out}/", flush=True)
 
 
 if __name__ == "__main__":
