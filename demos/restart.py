@@ -9,11 +9,8 @@ A checkpoint has θ, φ, the optimisers and the history.  The script that starts
     mpirun -n 2 python3 -m mpi4py demos/restart.py --rounds 300
     mpirun -n 3 python3 -m mpi4py demos/restart.py --rounds 600        goes on at round 300
 
-or send SIGTERM to a rank in between: the run stops after its round, with a checkpoint.  Under Slurm,
-
-    #SBATCH --signal=TERM@60 --requeue
-
-does that a minute before the time is over.
+or send SIGTERM to a rank in between: the run stops after its round, with a checkpoint.  Under Slurm that is what
+docker/slurm/requeue.sbatch does before the time is over, and this demo is what it runs by default.
 """
 
 from __future__ import annotations

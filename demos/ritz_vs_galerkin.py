@@ -135,7 +135,7 @@ def main() -> None:
         start = time.process_time()
         fit = hf.mean_field(energy, penalty_tv=1e-6 * certifier.f_norm, distance=distance, dictionary=K)
         note = f"gap {fit.gap:.0e}; {time.process_time() - start:.1f} s"
-        rows.append(measured(f"mean field, {fit.atoms} of {K} atoms", fit.network, 4 * fit.atoms, note=note))
+        rows.append(measured(f"mean field from {K}: {fit.atoms} atoms", fit.network, 4 * fit.atoms, note=note))
     certifier.close()
 
     if comm.rank == 0:

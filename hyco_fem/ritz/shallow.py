@@ -35,12 +35,15 @@ _RELATIVE = 1e-10
 class ShallowFits:
     """What came of each start.  Replicated.
 
-    energies: E at the end, (starts,), without the Tikhonov term; NaN where a start failed.
+    energies: E at the end, (starts,), without the Tikhonov term, on a quadrature finer than that of the fit; NaN where
+        a start failed.
+    fitted: the same on the quadrature of the fit: lower where neurons have become steep between its points.
     weights: |w| there, (starts,).  networks: a module each, or None where it failed.
     tikhonov: α.
     """
 
     energies: np.ndarray
+    fitted: np.ndarray
     weights: np.ndarray
     networks: list[ShallowNet | HardBoundary | None]
     tikhonov: float
@@ -122,7 +125,8 @@ def fit_shallow(
         with torch.no_grad():
             tikhonov = _RELATIVE * float(gram(trial, features_of(networks[0])).A.diagonal().mean())
     answer = answer or LBFGS(steps=int(steps), memory=50)
-    energies, weights = np.full(len(networks), np.nan), np.full(len(networks), np.nan)
+    energies, fitted, weights = np.full((3, len(networks)), np.nan)
+    finer = energy.finer()
     found: list[ShallowNet | HardBoundary | None] = []
     for k, network in enumerate(networks):
         fit = ProjectedFit(trial, network, tikhonov, projected)
@@ -131,13 +135,16 @@ def fit_shallow(
         except FloatingPointError:  # on all ranks, which have the same numbers
             found.append(None)
             continue
-        energies[k], weights[k] = fit.energy(), float(network.w.detach().norm())
-        found.append(trial.network(network) if np.isfinite(energies[k]) else None)
+        fitted[k], weights[k] = fit.energy(), float(network.w.detach().norm())
+        made = trial.network(network) if np.isfinite(fitted[k]) else None
+        if made is not None:
+            energies[k] = finer.value(made)
+        found.append(made)
     if all(network is None for network in found):
         raise FloatingPointError(
             f"none of the {len(found)} starts led to a finite energy; check the energy and the box"
         )
-    return ShallowFits(energies, weights, found, tikhonov)
+    return ShallowFits(energies, fitted, weights, found, tikhonov)
 
 
 class ProjectedFit:
