@@ -15,6 +15,8 @@ from dolfinx import mesh
 import hyco_fem as hf
 from hyco_fem.accuracy.convergence import ConvergenceTable, reference_solution, refined
 
+MESHES = Path(__file__).parents[1] / "meshes"
+
 
 def made() -> ConvergenceTable:
     """3 h² and 5 h."""
@@ -103,6 +105,40 @@ def test_a_reference_knows_how_good_it_is(comm: MPI.Comm) -> None:
     hf.SteadySolver(problem.F, problem.u, problem.bcs).forward([])
     found, exact = hf.error_norms(problem.u, reference.u), hf.error_norms(problem.u, _wave(coarse), degree=12)
     np.testing.assert_allclose([found.H1, found.L2], [exact.H1, exact.L2], rtol=2e-3)
+
+
+def test_p1_has_the_rates_of_the_theory_on_the_square(comm: MPI.Comm) -> None:
+    """One in H¹, two in L², and each error below the bound that was there before it."""
+    table = ConvergenceTable("h", ["H1", "L2"])
+    for n in (8, 16, 32, 64):
+        domain = square(comm, n)
+        problem = hf.catalogue.poisson(domain, f=2 * ufl.pi**2 * _wave(domain))
+        hf.SteadySolver(problem.F, problem.u, problem.bcs).forward([])
+        errors = hf.error_norms(problem.u, _wave(domain), degree=8)
+        table.add(hf.mesh_size(domain), errors.H1, errors.L2)
+        if n < 32:
+            assert hf.explicit_bound(domain).energy(np.pi**2) >= errors.H1  # ‖f‖ = 2π²/2
+            assert hf.explicit_bound(domain).L2(np.pi**2) >= errors.L2
+    assert table.rate("H1") == pytest.approx(1.0, abs=0.05)
+    assert table.rate("L2") == pytest.approx(2.0, abs=0.1)
+
+
+def test_p1_loses_a_third_at_a_corner(comm: MPI.Comm) -> None:
+    """u = r^{2/3} sin(2θ/3) on the L-shape, which is in H^{5/3} only: 2/3 in H¹ and, by duality, 4/3 in L²."""
+    table = ConvergenceTable("h", ["H1", "L2"])
+    domain = hf.read_mesh(MESHES / "l_shape.geo", comm, mesh_size=0.35).mesh
+    for _ in range(4):
+        x = ufl.SpatialCoordinate(domain)
+        # The angle from the positive x-axis, 0 … 3π/2, with its cut along the diagonal of the missing quadrant.
+        angle = ufl.atan2(-x[0] - x[1], x[1] - x[0]) + 3 * ufl.pi / 4
+        u = (ufl.dot(x, x) + 1e-30) ** (1 / 3) * ufl.sin(2 / 3 * angle)
+        problem = hf.catalogue.poisson(domain, f=0.0, conditions=[hf.Dirichlet(u)])
+        hf.SteadySolver(problem.F, problem.u, problem.bcs).forward([])
+        errors = hf.error_norms(problem.u, u, degree=12)
+        table.add(hf.mesh_size(domain), errors.H1, errors.L2)
+        domain = refined(domain)
+    assert table.rate("H1") == pytest.approx(2 / 3, abs=0.05)
+    assert table.rate("L2") == pytest.approx(4 / 3, abs=0.1)
 
 
 def _wave(domain: mesh.Mesh) -> ufl.core.expr.Expr:
