@@ -5,7 +5,7 @@ import mpi4py.MPI  # noqa: F401  isort: skip
 import petsc4py.PETSc  # noqa: F401  isort: skip
 import torch  # noqa: F401  isort: skip
 
-from hyco_fem._compat import MeshAndTags
+from hyco_fem._compat import MeshAndTags, show_warnings
 from hyco_fem.accuracy.adaptive import AdaptiveLevel, adapt, dorfler, refine_marked
 from hyco_fem.accuracy.bound import ExplicitBound, bound_table, explicit_bound
 from hyco_fem.accuracy.certificate import Certificate, Certifier, certificate
@@ -96,6 +96,8 @@ from hyco_fem.verify import (
     rank_invariance,
     taylor_test,
 )
+
+show_warnings()
 
 __version__ = "0.1.0"
 

@@ -5,6 +5,7 @@ Each function asks for the shape of the API, never for a version number.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from mpi4py import MPI
@@ -41,6 +42,13 @@ class MeshAndTags(NamedTuple):
         if name not in groups:
             raise ValueError(f"the mesh has no {what} named '{name}'; there are {sorted(groups) or 'none with a name'}")
         return tags.find(groups[name])
+
+
+def show_warnings() -> None:
+    """Undo what importing FFCx does: from then on Python's warnings go to a logger, and are lost if nobody listens."""
+    listening = [*logging.getLogger("py.warnings").handlers, *logging.getLogger().handlers]
+    if all(isinstance(handler, logging.NullHandler) for handler in listening):
+        logging.captureWarnings(False)
 
 
 def coordinate_map(mesh: dolfinx.mesh.Mesh) -> Any:

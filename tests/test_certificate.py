@@ -611,3 +611,20 @@ def test_approximations_that_are_none_are_refused(comm: MPI.Comm) -> None:
     with pytest.raises(ValueError, match="positive true error"):
         certifier(0.0).efficiency(0.0)
     certifier.close()
+
+
+def test_what_no_point_of_the_rule_has_met_is_told(comm: MPI.Comm) -> None:
+    """A layer of width 1e-5 inside cells: the certificate is far below the error, and says that it may be."""
+    domain = square(comm, 8)
+
+    def wave(x: Tensor) -> Tensor:
+        return torch.sin(math.pi * x).prod(1)
+
+    def layered(x: Tensor) -> Tensor:
+        return wave(x) * (1.0 + 0.1 * torch.tanh(1e5 * (x[:, 0] - 0.5013)))
+
+    with Certifier(domain, f=lambda x: 2 * math.pi**2 * wave(x)) as certifier:
+        assert certifier(lambda x: 0.9 * wave(x)).quadrature < 1e-4
+        assert certifier(layered).quadrature > 1.0
+    with pytest.raises(ValueError, match="has been closed"):
+        certifier(wave)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 from mpi4py import MPI
@@ -60,3 +62,11 @@ def test_a_collapsed_space_says_which_dofs_of_the_whole_its_own_are(comm: MPI.Co
         part.interpolate(f)
         assert dofs.shape == part.x.array.shape
         np.testing.assert_allclose(whole.x.array[dofs], part.x.array, rtol=1e-14)
+
+
+@pytest.mark.serial
+def test_warnings_are_seen() -> None:
+    """Importing FFCx gives them to a logger without a listener."""
+    code = "import hyco_fem, warnings; warnings.warn('look here')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "look here" in run.stderr

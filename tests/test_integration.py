@@ -169,6 +169,26 @@ def test_what_is_no_field_is_refused(comm: MPI.Comm) -> None:
         larger.values(ufl.SpatialCoordinate(domain)[0])
 
 
+def test_a_gradient_that_is_lost_is_not_taken_for_zero(comm: MPI.Comm) -> None:
+    rule = CellQuadrature(square(comm, 3), 2)
+    x = rule.x
+
+    def detached(x: Tensor) -> Tensor:
+        return polynomial(x).detach()
+
+    for call in (lambda: rule.gradients(detached), lambda: _inferred(lambda: rule.gradients(polynomial))):
+        with pytest.raises((ValueError, RuntimeError), match=r"graph|[Ii]nference"):
+            call()
+    near(rule.gradients(lambda x: torch.ones_like(x[:, 0])), torch.zeros_like(x))
+    with pytest.raises(TypeError, match=r"call \.double\(\) on the network"):
+        rule.values(torch.nn.Linear(2, 1))
+
+
+def _inferred(call: Callable[[], Tensor]) -> Tensor:
+    with torch.inference_mode():
+        return call()
+
+
 def test_gradients_from_another_mesh_need_affine_cells(comm: MPI.Comm) -> None:
     rule = CellQuadrature(square(comm, 3), 2)
     u = fem.Function(fem.functionspace(distorted_quadrilaterals(comm), ("Lagrange", 1)))

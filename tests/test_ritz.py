@@ -360,3 +360,12 @@ def test_expressions_have_no_values_at_random_points(comm: MPI.Comm) -> None:
     at = RitzEnergy(domain).at(hf.RandomGhosts(10).on(V).draw(0))
     with pytest.raises(ValueError, match="networks and functions"):
         at.value(fem.Function(V))
+
+
+def test_a_network_with_a_column_of_values_may_have_hard_boundary_values(comm: MPI.Comm) -> None:
+    torch.manual_seed(0)
+    column = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    domain = square(comm, 4)
+    trainer = DeepRitz(RitzEnergy(domain), hf.HardBoundary(column, hf.mesh_distance(domain)))
+    result = trainer.run(20)
+    assert result.history[-1].energy < result.history[0].energy  # type: ignore[attr-defined]

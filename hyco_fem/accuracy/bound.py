@@ -110,7 +110,9 @@ def explicit_bound(
     Args:
         where: A mesh of straight-sided triangles or tetrahedra, or its P1 space.
         kappa: A number, a ("DG", 0) Function, or a pair of these, κ⁻ ≤ κ ≤ κ⁺ on each cell: C_h then holds for every κ
-            in between.  That they are bounds of your κ is yours to know: sampling κ at points proves nothing.
+            in between.  That they are bounds of your κ is yours to know: sampling κ at points proves nothing.  The
+            price of a pair: κ⁺ − κ⁻ enters κ_h² as it is, so that C_h falls like the root of h where κ varies inside
+            cells; the values at midpoints, as a ("DG", 0) Function, give the constant of the problem with that κ.
         dirichlet: Γ_D, where u = 0: local facets, with or without ghosts, or a function of x (3, n) that says which
             are on it (as for `dolfinx.mesh.locate_entities_boundary`).  The whole boundary by default.
         sharpen: Poincaré's constant diam/j₁,₁ instead of diam/π; triangles only.

@@ -48,15 +48,19 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 from scipy.special import jn_zeros
 from torch import Tensor
+from ufl.core.expr import Expr
 
 from hyco_fem import _compat
 from hyco_fem.accuracy.flux import EquilibratedFlux, FluxAtPoints, LeastSquaresFlux
 from hyco_fem.accuracy.lifting import Mismatch
-from hyco_fem.bridge.boundary import named_facets
+from hyco_fem.bridge.boundary import FacetRule, facet_rule, named_facets
 from hyco_fem.bridge.dofs import check_lagrange
 from hyco_fem.bridge.ghosts import check_whole
-from hyco_fem.bridge.integration import CellQuadrature, Field
+from hyco_fem.bridge.integration import CellQuadrature, Field, called
 from hyco_fem.parallel import agreed, max_over_ranks, sum_array
+
+# Points at which a network is evaluated at once.
+_PIECE = 1 << 14
 
 # By how much the degree of the finer quadrature is higher.
 _FINER = 4
@@ -81,7 +85,9 @@ class Certificate:
     value: ≥ (‖κ^{1/2}∇(u − v)‖² + ‖η^{1/2}(u − v)‖²)^{1/2}.
     flux: ‖κ^{−1/2}(σ − κ∇v)‖.  oscillation: of m_K ‖R‖_K or ‖η^{−1/2}R‖_K, over all K.  boundary: ‖w‖_E, from boundary
     values that v misses.  flux² + oscillation² ≤ value² − boundary² ≤ (flux + oscillation)².
-    quadrature: relative change of the value under a finer rule; an estimate, the one part without a guarantee.
+    quadrature: an estimate of what quadrature misses, the one part without a guarantee: the relative change of the
+        value under a finer rule, or, for a network or formula, by how much ∫_K ∇v and ∮_∂K v n differ, over the value,
+        where that is more: a slope that no point of the rule has met is seen on the other side of the cell.
     equilibrated: whether σ is the equilibrated flux, or else that of least squares.
     by_cell: contributions of the owned cells, (n_owned_cells,), whose squares sum to value²: error indicators.
     f_norm: ‖f‖ in L².
@@ -239,6 +245,7 @@ class Certifier:
         self.f_norm = math.sqrt(data.rule.integral(data.f.square()))
         self._fluxes: list[tuple[EquilibratedFlux | LeastSquaresFlux, list[FluxAtPoints]]] = []
         self._mismatch = None
+        self._sides: FacetRule | None = None
         if n_on > 0.0:
             self._add(EquilibratedFlux(data.rule, flux_degree, data.kappa, off, float(flux)))
             fine, degrees = self._rules[1], (degree, degree + _FINER)
@@ -250,6 +257,12 @@ class Certifier:
     def _add(self, flux: EquilibratedFlux | LeastSquaresFlux) -> None:
         self._fluxes.append((flux, [FluxAtPoints(flux, data.rule) for data in self._rules]))
 
+    def __enter__(self) -> Certifier:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
     def __call__(self, v: Field) -> Certificate:
         """The certificate of v: a Function (of this mesh or another), a UFL expression, a network or formula.
 
@@ -257,6 +270,8 @@ class Certifier:
             ValueError: v is not a continuous scalar, or not finite; on all ranks.
         """
         with agreed(self.comm):
+            if not self._fluxes:
+                raise ValueError("this Certifier has been closed; make another one")
             _check_continuous(v)
         there = [data.of(v, self.comm) for data in self._rules]
         missed = [np.zeros(self._rules[0].rule.n_cells)] * 2
@@ -278,23 +293,49 @@ class Certifier:
         assert best is not None
         (square, flux_square, rest, again_square, boundary, again_boundary), by_cell, equilibrated = best
         value = math.sqrt(square + boundary)
+        unseen = self._unseen(v, gradients)
         return Certificate(
             value=value,
             flux=math.sqrt(flux_square),
             oscillation=math.sqrt(rest),
             boundary=math.sqrt(boundary),
-            quadrature=abs(math.sqrt(again_square + again_boundary) / value - 1.0) if value > 0.0 else 0.0,
+            quadrature=(
+                max(abs(math.sqrt(again_square + again_boundary) / value - 1.0), unseen / value) if value > 0.0 else 0.0
+            ),
             equilibrated=equilibrated,
             f_norm=self.f_norm,
             by_cell=np.sqrt(by_cell + missed[0]),
         )
 
+    def _unseen(self, v: Field, gradients: Tensor) -> float:
+        """(Σ_K κ_K |∫_K ∇v − ∮_∂K v n|² / |K|)^{1/2}, at most ‖κ^{1/2}∇v‖ for exact integrals of the second kind."""
+        if isinstance(v, Expr) or not callable(v):
+            return 0.0
+        data, mesh = self._rules[0], self.mesh
+        rule, per_cell = data.rule, mesh.topology.dim + 1
+        if self._sides is None:
+            cells = np.repeat(np.arange(rule.n_cells), per_cell)
+            self._sides = facet_rule(mesh, cells, np.tile(np.arange(per_cell), rule.n_cells), rule.degree)
+        sides = self._sides
+        with agreed(self.comm), torch.no_grad():
+            parts = [called(v, x).reshape(len(x)) for x in torch.from_numpy(sides.x).split(_PIECE)]
+        values = torch.cat(parts).numpy() * sides.weights if parts else np.empty(0)
+        square = np.zeros(rule.n_cells)
+        for k in range(mesh.geometry.dim):
+            around = np.bincount(sides.facet // per_cell, values * sides.normals[:, k], minlength=rule.n_cells)
+            square += (rule.by_cell(gradients[:, k]) - around) ** 2
+        volumes = rule.by_cell(torch.ones_like(data.kappa))
+        local = (square * rule.by_cell(data.kappa) / volumes**2).sum()
+        return math.sqrt(float(sum_array(self.comm, np.array([local]))[0]))
+
     def close(self) -> None:
         """Destroy the PETSc objects now, on all ranks together."""
         for flux, _ in self._fluxes:
             flux.close()
+        self._fluxes = []
         if self._mismatch is not None:
             self._mismatch.close()
+            self._mismatch = None
 
 
 def certificate(v: Field, mesh: dmesh.Mesh | None = None, **problem: Any) -> Certificate:

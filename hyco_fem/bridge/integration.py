@@ -76,7 +76,7 @@ class _Quadrature:
             return self._expression(field)
         if callable(field):
             with agreed(self.comm):
-                return self._piecewise(lambda x: self._checked(field(x), x))
+                return self._piecewise(lambda x: self._checked(called(field, x), x))
         with agreed(self.comm):
             try:
                 value = torch.as_tensor(field, dtype=torch.float64)
@@ -127,7 +127,8 @@ class _Quadrature:
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            values = self._checked(field(x), x)
+            values = self._checked(called(field, x), x)
+            check_graph(values)
             parts = [values] if values.ndim == 1 else list(values.unbind(1))
             slopes = []
             for part in parts:
@@ -160,6 +161,30 @@ class _Quadrature:
     def _elsewhere(self, u: fem.Function) -> Tensor:
         """Values of a Function of another mesh."""
         raise NotImplementedError
+
+
+def called(field: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """field(x), where another dtype is told as what it is."""
+    try:
+        return field(x)
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        raise TypeError(
+            f"a field cannot take coordinates in float64 ({str(error).splitlines()[0]}): call .double() on the network"
+        ) from error
+
+
+def check_graph(values: Tensor) -> None:
+    """Raise ValueError where values that vary with x do not know it, so that their gradient would be zero."""
+    if values.requires_grad or len(values) < 2:
+        return
+    flat = values.detach().reshape(len(values), -1)
+    if bool((flat.amax(0) > flat.amin(0)).any()):
+        raise ValueError(
+            "a field has lost its graph, and its gradient with it: it must be made of torch operations on x, without "
+            "detach(), numpy(), torch.no_grad() or torch.inference_mode() in it or around it"
+        )
 
 
 class CellQuadrature(_Quadrature):

@@ -103,10 +103,10 @@ class Checkpoints:
         keep: int = 3,
         configuration: Mapping[str, Any] | None = None,
     ) -> None:
+        if not (hasattr(game, "state") and hasattr(game, "restore") and hasattr(game, "comm")):
+            raise ValueError(f"{type(game).__name__} cannot be kept: it has no state() and restore(state)")
         self.trainer, self.comm = game, game.comm
         with agreed(self.comm):
-            if not (hasattr(game, "state") and hasattr(game, "restore")):
-                raise ValueError(f"{type(game).__name__} cannot be kept: it has no state() and restore(state)")
             if keep < 1 or int(keep) != keep:
                 raise ValueError(f"keep must be a number of checkpoints of at least 1, not {keep}")
             if seconds is not None and not seconds >= 0:
@@ -308,6 +308,8 @@ class Checkpoints:
         reason = difference(content["configuration"], self.configuration, "configuration")
         if reason is None:
             reason = difference(content["description"], own)
+            if reason is not None and content["description"]["answers"] != own["answers"]:
+                reason += "; build the game with the answer that it had then (`game.answer = …` before resume())"
         if reason is None:
             reason = self._fields.difference(content["fields"])
         return None if reason is None else f"it is of another run: {reason}"

@@ -24,7 +24,7 @@ from dolfinx import mesh as dmesh
 from torch import Tensor, nn
 from ufl.core.expr import Expr
 
-from hyco_fem.bridge.integration import BoundaryQuadrature, CellQuadrature, Field
+from hyco_fem.bridge.integration import BoundaryQuadrature, CellQuadrature, Field, called, check_graph
 from hyco_fem.bridge.points import Points
 from hyco_fem.parallel import agreed, sum_array
 
@@ -244,7 +244,8 @@ def value_and_gradient(v: nn.Module | Callable[[Tensor], Tensor], x: Tensor) -> 
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        values = _scalar(v(x), x)
+        values = _scalar(called(v, x), x)
+        check_graph(values)
         slopes = None
         if values.requires_grad:
             (slopes,) = torch.autograd.grad(values.sum(), x, create_graph=keep, allow_unused=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hyco_fem.models.synthetic import Activation, HardBoundary, ShallowNet, _activation
 from hyco_fem.parallel import agreed, sum_over_ranks
-from hyco_fem.ritz.energy import Jet, RitzEnergy, value_and_gradient
+from hyco_fem.ritz.energy import Jet, RitzEnergy, _scalar, value_and_gradient
 
 # Numbers in an array of values of all neurons at some of the points: 16 MB.
 _ENTRIES = 1 << 21
@@ -303,5 +303,5 @@ def inner_jet(trial: Trial, network: Callable[[Tensor], Tensor]) -> Jet:
     """The jet of N, at the points of the trial's energy.  Local."""
     energy = trial.energy
     values, gradients = value_and_gradient(network, energy.x)
-    natural, fixed = (network(rule.x) for rule in (energy.natural, energy.fixed))
+    natural, fixed = (_scalar(network(rule.x), rule.x) for rule in (energy.natural, energy.fixed))
     return Jet(values, gradients, natural, fixed)

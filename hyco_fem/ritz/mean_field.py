@@ -66,6 +66,7 @@ class MeanFieldFit:
             largest of all, which is not guaranteed; second-order terms are estimated by the dictionary.
         largest: That correlation relative to λ: one at a solution.
         atoms, tv, energy, objective: as in `Stage`, at the end.
+        checked: E(v) on a finer quadrature; above `energy` where atoms are too steep for that of the fit.
         weights: c, (atoms,), Σ|c| = tv.  history: one row for each stage.
     """
 
@@ -76,6 +77,7 @@ class MeanFieldFit:
     atoms: int
     tv: float
     energy: float
+    checked: float
     objective: float
     weights: np.ndarray
     history: list[Stage]
@@ -217,6 +219,7 @@ class _Run:
             last.atoms,
             last.tv,
             last.energy,
+            pool.trial.energy.finer().value(network),
             last.objective,
             c,
             self.history,
