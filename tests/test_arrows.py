@@ -13,6 +13,8 @@ ROOMS = {
     "bridge": {"pde", "bridge"},
     "models": {"pde", "bridge", "models"},
     "game": {"pde", "bridge", "models", "game"},
+    "io": {"pde", "bridge", "models", "game", "io"},
+    "experiment": {"pde", "bridge", "models", "game", "io", "experiment"},
     "accuracy": {"pde", "bridge", "models", "accuracy"},
     "ritz": {"pde", "bridge", "models", "game", "ritz"},
 }

@@ -1,0 +1,203 @@
+"""A run of an experiment: its output folder, its checkpoints, and what is written at the end.  Collective throughout.
+
+experiment.toml      the configuration as used, all defaults written out; `hyco-fem resume` goes on from it
+history.csv          line by line (history.csv.running until the run has ended)
+checkpoints/         see `hyco_fem.Checkpoints`
+summary.json         parameters, losses, why the run ended, versions
+fields.xdmf          u of both models and the coefficients, for ParaView
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+from dolfinx import fem
+
+from hyco_fem import _compat
+from hyco_fem.bridge.dofs import as_function
+from hyco_fem.experiment.build import Built, build
+from hyco_fem.experiment.configuration import as_table, identity, read_experiment
+from hyco_fem.experiment.schema import Experiment
+from hyco_fem.experiment.tables import ConfigurationError
+from hyco_fem.experiment.toml import dump
+from hyco_fem.files import output_folder, replace_file
+from hyco_fem.game.history import Result
+from hyco_fem.game.progress import progress
+from hyco_fem.io.checkpoint import Checkpoints
+from hyco_fem.io.checkpoint_file import difference, versions
+from hyco_fem.io.fields import write_fields
+from hyco_fem.io.history import HistoryFile
+from hyco_fem.parallel import agreed
+
+CONFIGURATION = "experiment.toml"
+_CHECKPOINTS = "checkpoints"
+# What a folder without a configuration must not hold: it would be overwritten.
+_RESULTS = ("summary.json", "history.csv", "fields.xdmf", _CHECKPOINTS)
+
+Say = Callable[[str], None]
+
+
+def run_experiment(
+    experiment: Experiment,
+    comm: MPI.Comm = MPI.COMM_WORLD,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = lambda text: None,
+) -> Result:
+    """Build the game, play it, and write the results.  Collective.
+
+    Args:
+        experiment: From `read_experiment`.
+        resume: Go on from the last checkpoint in the folder.
+        overwrite: Start again where the folder holds checkpoints of the same experiment.
+        say: Called on every rank with lines for a log.
+
+    Raises:
+        ConfigurationError: something does not fit, or the folder is of another experiment; nothing was written.
+        OSError: the folder cannot be written.
+    """
+    folder = experiment.output.folder
+    assert folder is not None
+    own = _claim(experiment, folder, comm, resume=resume, overwrite=overwrite)
+    built = build(experiment, comm)
+    game, output, rounds = built.game, experiment.output, experiment.game.rounds
+    say(describe(experiment, built))
+    output_folder(folder, comm)
+    if overwrite and comm.rank == 0:
+        shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+    with Checkpoints(
+        folder / _CHECKPOINTS,
+        game,
+        seconds=output.checkpoint_seconds,
+        rounds=output.checkpoint_rounds,
+        keep=output.keep,
+        configuration=own,
+    ) as checkpoints:
+        done = checkpoints.resume() if resume else None
+        if resume:
+            say(
+                "there is no checkpoint: starts" if done is None else f"goes on at round {done.round}, from {done.path}"
+            )
+        _write_configuration(experiment, folder, comm)
+        past = [] if done is None else done.history
+        left = max(0, rounds - len(past))
+        with HistoryFile(folder / "history.csv", comm, past=past) as file, progress(left, comm) as shown:
+            result = game.run(rounds, stopping=built.stopping, callbacks=[checkpoints, file, shown])
+    write_results(experiment, built, result, folder)
+    built.close()
+    found = ", ".join(f"{k} {np.round(v, 4).tolist()}" for k, v in result.parameters.items())
+    say(f"{result.rounds} rounds, ended by {result.stop}: {found}")
+    say(f"written to {folder}/" + (f"; hyco-fem resume {folder} goes on" if result.stop == "signal" else ""))
+    return result
+
+
+def _write_configuration(experiment: Experiment, folder: Path, comm: MPI.Comm) -> None:
+    with agreed(comm):
+        if comm.rank == 0:
+            text = dump(as_table(experiment, folder))
+            replace_file(folder / CONFIGURATION, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def read_stored(folder: Path, settings: list[str], comm: MPI.Comm) -> Experiment:
+    """The experiment of an output folder, with overrides.  Collective.
+
+    Raises:
+        ConfigurationError: the folder holds no experiment, or an override does not fit.
+    """
+    with agreed(comm):
+        if comm.rank == 0 and not (folder / CONFIGURATION).is_file():
+            raise ConfigurationError(f"{folder}: no output folder of hyco-fem run, it has no {CONFIGURATION}")
+    return read_experiment(folder / CONFIGURATION, settings, comm=comm, folder=folder)
+
+
+def describe(experiment: Experiment, built: Built) -> str:
+    """One line: what is solved, and how large it is."""
+    V, comm = built.physical.V, built.physical.comm
+    dofs = V.dofmap.index_map.size_global * V.dofmap.index_map_bs
+    name = experiment.title or experiment.problem.name or str(experiment.problem.function)
+    return f"{name}: {dofs} dofs, {built.data.n} sensors, {comm.size} rank(s)"
+
+
+# -- the folder ------------------------------------------------------------------------------------------------
+
+
+def _claim(experiment: Experiment, folder: Path, comm: MPI.Comm, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """Check that the folder is free, or of this experiment.  What tells it from others, on every rank.  Collective."""
+    own: dict[str, Any] = {}
+    with agreed(comm):
+        if comm.rank == 0:
+            own = identity(experiment)
+            _check_folder(folder, own, resume, overwrite)
+    return comm.bcast(own)
+
+
+def _check_folder(folder: Path, own: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    stored = folder / CONFIGURATION
+    kept = any((folder / _CHECKPOINTS).glob("round-*.pt"))
+    if not stored.is_file():
+        held = [name for name in _RESULTS if (folder / name).exists()]
+        if held:
+            raise ConfigurationError(
+                f"output.folder: '{folder}' holds {', '.join(held)} of something else; choose another folder"
+            )
+        return
+    try:
+        there = identity(read_experiment(stored, comm=MPI.COMM_SELF, folder=folder))
+    except (ConfigurationError, OSError) as error:
+        raise ConfigurationError(
+            f"output.folder: the experiment in '{folder}' cannot be read ({error}); choose another folder"
+        ) from None
+    found = difference(_json(there), _json(own))
+    if found is not None:
+        found = re.sub(r"\['([^']*)'\]", r".\1", found)  # keys as they are in the file
+        remedy = "a run goes on with its own configuration" if resume else "choose another folder"
+        raise ConfigurationError(f"output.folder: '{folder}' is of another experiment: {found}; {remedy}")
+    if kept and not resume and not overwrite:
+        raise ConfigurationError(
+            f"output.folder: '{folder}' holds checkpoints of this experiment: hyco-fem resume {folder} goes on, "
+            "--overwrite starts again"
+        )
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+# -- results ---------------------------------------------------------------------------------------------------
+
+
+def write_results(experiment: Experiment, built: Built, result: Result, folder: Path) -> None:
+    """Summary, history and fields.  Collective."""
+    comm = built.physical.comm
+    extra = {"title": experiment.title, "ranks": comm.size, "sensors": built.data.n, "versions": versions()}
+    result.save(folder, comm, extra)
+    if experiment.output.fields:
+        write_fields(folder / "fields.xdmf", fields(built))
+
+
+def fields(built: Built) -> list[fem.Function]:
+    """u of both models on P1, and the coefficients; P1 where they are of a higher degree.  Collective."""
+    mesh, physical = built.mesh.mesh, built.physical
+    shape = _compat.value_shape(physical.observed)
+    P1 = fem.functionspace(mesh, ("Lagrange", 1, shape) if shape else ("Lagrange", 1))
+    u = physical.function
+    for i in built.part:
+        u = u.sub(i)
+    u = u.collapse() if built.part else u
+    found = [as_function(P1, u, "u_physical"), as_function(P1, built.synthetic, "u_synthetic")]
+    for name, module in physical.coefficients.items():
+        Q = built.spaces[name]
+        value = as_function(Q, module, name)
+        if Q.element.basix_element.degree > 1:
+            value = as_function(fem.functionspace(mesh, ("Lagrange", 1)), value, name)
+        found.append(value)
+    return found
