@@ -39,7 +39,7 @@ from dolfinx import fem
 from dolfinx import mesh as dmesh
 from scipy.special import jn_zeros
 
-from hyco_fem import _compat
+from hyco_fem.accuracy.domain import check_simplices, dirichlet_facets
 from hyco_fem.accuracy.errors import mesh_size
 from hyco_fem.accuracy.mixed import MixedResponse, Response, cell_volumes, count_above
 from hyco_fem.accuracy.spectrum import largest_eigenvalue
@@ -128,7 +128,7 @@ def explicit_bound(
     with agreed(mesh.comm):
         if not (isinstance(tolerance, Real) and 1e-13 <= tolerance < 1.0):
             raise ValueError(f"tolerance must be a number between 1e-13 and 1, not {tolerance!r}")
-    facets = dirichlet_facets(mesh, dirichlet)
+    facets = held_facets(mesh, dirichlet)
     X = fem.functionspace(mesh, ("DG", 0))
     lower, upper = kappa_bounds(X, kappa)
     C0, h = poincare_constant(lower, sharpen=sharpen), mesh_size(mesh)
@@ -182,12 +182,8 @@ def _mesh_of(where: dmesh.Mesh | fem.FunctionSpace, sharpen: bool) -> dmesh.Mesh
     mesh = where.mesh if isinstance(where, fem.FunctionSpace) else where
     if not isinstance(mesh, dmesh.Mesh):
         raise TypeError(f"the bound needs a mesh or its P1 space, not {type(where).__name__}")
-    cell, degree = mesh.topology.cell_name(), _compat.coordinate_map(mesh).degree
-    if cell not in ("triangle", "tetrahedron") or mesh.geometry.dim != mesh.topology.dim or degree != 1:
-        raise ValueError(
-            f"the bound holds on straight-sided triangles in 2D and tetrahedra in 3D; these are {cell} cells of degree "
-            f"{degree} in {mesh.geometry.dim}D: make a mesh of simplices (order 1 in gmsh)"
-        )
+    check_simplices(mesh, "the bound")
+    cell = mesh.topology.cell_name()
     if sharpen and cell != "triangle":
         raise ValueError(f"sharpen=True is proven for triangles only, not for {cell} cells: leave it out")
     if isinstance(where, fem.FunctionSpace):
@@ -197,30 +193,9 @@ def _mesh_of(where: dmesh.Mesh | fem.FunctionSpace, sharpen: bool) -> dmesh.Mesh
     return mesh
 
 
-def dirichlet_facets(mesh: dmesh.Mesh, dirichlet: Boundary) -> np.ndarray:
-    """Γ_D as local facets; checked.  Collective."""
-    topology, fdim = mesh.topology, mesh.topology.dim - 1
-    topology.create_entities(fdim)
-    topology.create_connectivity(fdim, fdim + 1)
-    exterior = dmesh.exterior_facet_indices(topology)
-    if dirichlet is None:
-        facets = exterior
-    elif callable(dirichlet):
-        facets = dmesh.locate_entities_boundary(mesh, fdim, dirichlet)
-    else:
-        facets = np.asarray(dirichlet)
-    imap = topology.index_map(fdim)
-    with agreed(mesh.comm):
-        if facets.size and (facets.ndim != 1 or facets.dtype.kind not in "iu"):
-            raise ValueError(
-                f"dirichlet must be local facets, whole numbers (n,), not {facets.dtype} of shape {facets.shape}"
-            )
-        facets = np.unique(facets).astype(np.int32)
-        if len(facets) and not 0 <= facets[0] <= facets[-1] < imap.size_local + imap.num_ghosts:
-            raise ValueError(f"dirichlet has facets {facets[0]} … {facets[-1]}, which are not all on this rank's mesh")
-        inside = np.setdiff1d(facets[facets < imap.size_local], exterior)
-        if len(inside):
-            raise ValueError(f"dirichlet has facets inside the domain, facet {inside[0]} for one: give boundary facets")
+def held_facets(mesh: dmesh.Mesh, dirichlet: Boundary) -> np.ndarray:
+    """Γ_D as local facets; ValueError on all ranks where there are none.  Collective."""
+    facets = dirichlet_facets(mesh, dirichlet)
     if not any_rank(mesh.comm, len(facets) > 0):
         raise ValueError("dirichlet is empty: without u = 0 on a part of the boundary there is no unique solution")
     return facets

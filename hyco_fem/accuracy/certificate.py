@@ -51,9 +51,10 @@ from torch import Tensor
 from ufl.core.expr import Expr
 
 from hyco_fem import _compat
+from hyco_fem.accuracy.domain import check_simplices, dirichlet_facets
 from hyco_fem.accuracy.flux import EquilibratedFlux, FluxAtPoints, LeastSquaresFlux
 from hyco_fem.accuracy.lifting import Mismatch
-from hyco_fem.bridge.boundary import FacetRule, facet_rule, named_facets
+from hyco_fem.bridge.boundary import FacetRule, facet_rule
 from hyco_fem.bridge.dofs import check_lagrange
 from hyco_fem.bridge.ghosts import check_whole
 from hyco_fem.bridge.integration import CellQuadrature, Field, called
@@ -225,7 +226,7 @@ class Certifier:
         degree: int | None = None,
         kappa_bounds: tuple[Field, Field] | None = None,
     ) -> None:
-        _check_mesh(mesh)
+        check_simplices(mesh, "a certificate")
         self.mesh, self.comm = mesh, mesh.comm
         with agreed(self.comm):
             check_whole("flux_degree", flux_degree, 1)
@@ -361,17 +362,6 @@ def certificate(v: Field, mesh: dmesh.Mesh | None = None, **problem: Any) -> Cer
 # -- arguments -------------------------------------------------------------------------------------------------
 
 
-def _check_mesh(mesh: Any) -> None:
-    if not isinstance(mesh, dmesh.Mesh):
-        raise TypeError(f"a certificate needs a mesh, not {type(mesh).__name__}")
-    cell, degree = mesh.topology.cell_name(), _compat.coordinate_map(mesh).degree
-    if cell not in ("triangle", "tetrahedron") or mesh.geometry.dim != mesh.topology.dim or degree != 1:
-        raise ValueError(
-            f"certificates are for straight triangles in 2D and tetrahedra in 3D; these are {cell} cells of degree "
-            f"{degree} in {mesh.geometry.dim}D: make a mesh of simplices (order 1 in gmsh)"
-        )
-
-
 def _check_flux(flux: Any) -> None:
     if not isinstance(flux, Real) or not math.isfinite(flux):
         raise TypeError(f"flux must be a finite number, which Raviart–Thomas fluxes match exactly, not {flux!r}")
@@ -390,21 +380,7 @@ def _check_continuous(v: Any) -> None:
 
 def _boundary(mesh: dmesh.Mesh, dirichlet: Any) -> tuple[np.ndarray, np.ndarray]:
     """Owned facets of Γ_D and of Γ_N.  Collective."""
-    fdim = mesh.topology.dim - 1
-    mesh.topology.create_entities(fdim)
-    mesh.topology.create_connectivity(fdim, fdim + 1)
+    named = dirichlet_facets(mesh, dirichlet)
     exterior = np.asarray(dmesh.exterior_facet_indices(mesh.topology))
-    owned = mesh.topology.index_map(fdim).size_local
-    with agreed(mesh.comm):
-        if dirichlet is not None and not callable(dirichlet):
-            given = np.asarray(dirichlet)
-            if given.size and (given.ndim != 1 or given.dtype.kind not in "iu"):
-                raise ValueError(
-                    f"dirichlet must be local facets, whole numbers (n,), not {given.dtype} of shape {given.shape}"
-                )
-            inside = np.setdiff1d(given[given < owned], exterior) if given.size else given
-            if len(inside):
-                raise ValueError(f"dirichlet has facets that are not on the boundary, {inside[0]} for one")
-    named = named_facets(mesh, dirichlet)
     some = np.isin(exterior, named)
     return exterior[some].astype(np.int32), exterior[~some].astype(np.int32)

@@ -20,7 +20,7 @@ import numpy as np
 from dolfinx import fem
 from dolfinx import mesh as dmesh
 
-from hyco_fem.accuracy.bound import ExplicitBound, dirichlet_facets, explicit_bound, kappa_bounds, poincare_constant
+from hyco_fem.accuracy.bound import ExplicitBound, explicit_bound, held_facets, kappa_bounds, poincare_constant
 from hyco_fem.accuracy.convergence import refined
 from hyco_fem.accuracy.mixed import MixedResponse, Response
 from hyco_fem.accuracy.spectrum import Eigenpair, largest_eigenvalue
@@ -115,8 +115,8 @@ class TrueErrors:
         k.x.scatter_forward()
         self._C0 = poincare_constant(k)
         self._P1 = fem.functionspace(mesh, ("Lagrange", 1))
-        facets = dirichlet_facets(self.fine, dirichlet)
-        self._galerkin = Response(self._P1, mean, dirichlet_facets(mesh, dirichlet))
+        facets = held_facets(self.fine, dirichlet)
+        self._galerkin = Response(self._P1, mean, held_facets(mesh, dirichlet))
         self._lower = Response(fem.functionspace(self.fine, ("Lagrange", 2)), k, facets)
         self._upper = MixedResponse(self.fine, k, facets)
         self._rule: _Rule | None = None
