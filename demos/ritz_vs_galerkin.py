@@ -140,13 +140,13 @@ def main() -> None:
 
     if comm.rank == 0:
         print(
-            f"{'relative to ‖∇u‖':28} {'unknowns':>8} {'error':>9} {'certified':>9} {'C_h ‖f‖':>9} {'h_eq':>8}   "
+            f"{'relative to ‖∇u‖':32} {'unknowns':>8} {'error':>9} {'certified':>9} {'C_h ‖f‖':>9} {'h_eq':>8}   "
             "processor time"
         )
         for row in rows:
             promised = f"{row['bound']:9.2e}" if "bound" in row else " " * 9
             print(
-                f"{row['name']:28} {row['size']:8d} {row['error']:9.2e} {row['certificate']:9.2e} {promised} "
+                f"{row['name']:32} {row['size']:8d} {row['error']:9.2e} {row['certificate']:9.2e} {promised} "
                 f"{row['h_eq']:8.1e}   {row.get('note', '')}",
                 flush=True,
             )
