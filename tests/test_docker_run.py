@@ -101,7 +101,7 @@ class Host:
             [[ $1 != bash ]] && exec "$@"
             while [[ $1 != -- ]]; do shift; done
             shift
-            while [[ $1 == *=* ]]; do export "$1"; shift; done
+            while [[ $1 == *=* ]]; do [[ $1 == PATH=* ]] || export "$1"; shift; done  # the stand-ins stay on PATH
             exec "$@" """,
         )
         self.install("mmdebstrap", 'for last; do :; done; mkdir -p "$last"')
@@ -202,6 +202,17 @@ def test_a_container_belongs_to_the_caller_and_sees_the_checkout(host: Host, tmp
     assert "--env PETSC_OPTIONS=-log_view" in run
     assert "--env HYCO_SEED=7" in run
     assert "PETSC_DIR" not in run
+
+
+def test_hyco_fem_is_a_command_everywhere(host: Host, tmp_path: Path) -> None:
+    """Without an install, and before one that there may be of another checkout."""
+    host.python(complete=True)
+    native = host.call("bash", "-c", "command -v hyco-fem")
+    assert (native.returncode, native.stdout) == (0, f"{DOOR}/bin/hyco-fem\n")
+    host.python(complete=False)
+    host.engine("docker", runs=True)
+    assert host.call("true").returncode == 0
+    assert f"--env PATH={DOOR}/bin:/usr/local/sbin:/usr/local/bin:" in host.asked("docker")[-1]
 
 
 def test_a_signal_ends_the_build_of_the_image(host: Host) -> None:
