@@ -64,7 +64,15 @@ class Data:
         self.values = torch.from_numpy(y[points.index])
         self.noise_std = torch.from_numpy(sigma[points.index].copy())
         self.known_noise = noise_std is not None
+        # To six digits, and nothing cancels: what was computed on another number of ranks differs by rounding.
+        size = np.abs(y)
+        sums = (size.sum(), np.arange(1.0, points.n + 1.0) @ size.reshape(points.n, -1).sum(1), sigma.sum())
+        self._sums = " ".join(f"{a:.6g}" for a in sums)
         self._count(points.found)
+
+    def identity(self) -> str:
+        """What tells these data from others, in words."""
+        return f"{self.n_found} of {self.n} sensors, sums {self._sums}"
 
     def _count(self, rows: np.ndarray) -> None:
         """Let the sensors `rows` (n,) count, and no others."""
@@ -141,3 +149,8 @@ class Sensing:
         for player, data in (("physical", self.physical), ("synthetic", self.synthetic)):
             if not (data is None or isinstance(data, Data)):
                 raise TypeError(f"the data of the {player} player must be hyco_fem.Data or None, not {type(data)}")
+
+    def identity(self) -> str:
+        """What tells these data from others, in words."""
+        words = [f"{name}: {data.identity()}" for name, data in vars(self).items() if data is not None]
+        return "; ".join(words)

@@ -39,6 +39,7 @@ from hyco_fem.io.checkpoint_file import (
     versions,
     write_sealed,
 )
+from hyco_fem.io.checkpoint_identity import comparable, identity
 from hyco_fem.io.history import HistoryLog
 from hyco_fem.io.nodal import file_digest
 from hyco_fem.parallel import agreed, raise_together
@@ -85,6 +86,7 @@ class Checkpoints:
         rounds: So many rounds from one to the next; None: not by rounds.
         keep: The last so many are kept.
         configuration: What else tells this run from others, as JSON knows it; a checkpoint with another one is refused.
+            Without it, one of other modules, activations, residuals, time steps or sensor values is.
 
     Raises:
         ValueError: the game, an answer of it, or an argument does not fit; on all ranks.
@@ -251,7 +253,13 @@ class Checkpoints:
         answers = {name: (p["method"] or {}).get("kind") for name, p in state.get("players", {}).items()}
         weights = "chosen or given" if state.get("balance") is None else "GradientBalance"
         shapes = self._fields.shapes(state)
-        return {"game": type(self.trainer).__name__, "parameters": shapes, "answers": answers, "weights": weights}
+        return {
+            "game": type(self.trainer).__name__,
+            "parameters": shapes,
+            "answers": answers,
+            "weights": weights,
+            "identity": identity(self.trainer),
+        }
 
     def _prune(self, number: int) -> None:
         """Remove all but the last few up to this round; what is of later rounds is not of this run."""
@@ -305,10 +313,12 @@ class Checkpoints:
 
     def _foreign(self, content: dict[str, Any], own: dict[str, Any]) -> str | None:
         """Why a checkpoint is not of this run."""
+        theirs = content["description"]
         reason = difference(content["configuration"], self.configuration, "configuration")
         if reason is None:
-            reason = difference(content["description"], own)
-            if reason is not None and content["description"]["answers"] != own["answers"]:
+            made, own_made = comparable(theirs["identity"], own["identity"])
+            reason = difference(theirs | {"identity": made}, own | {"identity": own_made})
+            if reason is not None and theirs["answers"] != own["answers"]:
                 reason += "; build the game with the answer that it had then (`game.answer = …` before resume())"
         if reason is None:
             reason = self._fields.difference(content["fields"])

@@ -9,6 +9,7 @@ from mpi4py import MPI
 
 import numpy as np
 import torch
+import ufl
 from dolfinx import fem
 from torch import Tensor, nn
 
@@ -79,6 +80,16 @@ class PDEModel(nn.Module):
         self.function = u
         self.V = u.function_space
         self._start()
+
+    def _written(self) -> ufl.Form | None:
+        """The residual, where there is one."""
+        raise NotImplementedError
+
+    def identity(self) -> str:
+        """What tells this PDE from others, in words: a checkpoint of another one does not fit.  Not collective."""
+        form = self._written()
+        dofs = self.V.dofmap.index_map.size_global * self.V.dofmap.index_map_bs
+        return f"of {dofs} dofs" + ("" if form is None else f", form {form.signature()[:16]} of UFL {ufl.__version__}")
 
     @staticmethod
     def _check_replicated(comm: MPI.Comm, modules: Mapping[str, nn.Module]) -> None:

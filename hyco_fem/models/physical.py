@@ -100,6 +100,9 @@ class PhysicalModel(PDEModel):
         options.setdefault("observed", problem.observed)
         return cls(problem.F, problem.u, problem.bcs, coefficients, **options)
 
+    def _written(self) -> ufl.Form | None:
+        return self.solver.F
+
     @property
     def domain(self) -> fem.FunctionSpace:
         """What samplers of ghost points are bound to: V."""

@@ -95,6 +95,7 @@ class TransientModel(PDEModel):
         splitting: Any = None,
     ) -> None:
         super().__init__(u, coefficients, positive)
+        self._residual = F
         V, mesh = self.V, self.V.mesh
         t = fem.Constant(mesh, 0.0) if t is None else t
         self._u0 = fem.Function(V, name="initial_value")
@@ -175,6 +176,14 @@ class TransientModel(PDEModel):
             "t": problem.t,
         }
         return cls(problem.F, problem.u, problem.u_t, problem.bcs, coefficients, **{**defaults, **options})
+
+    def _written(self) -> ufl.Form | None:
+        return self._residual
+
+    def identity(self) -> str:
+        """As of any PDE, and its time: interval and steps."""
+        t = self.grid.times
+        return f"{super().identity()}, {self.grid.n} steps from {t[0]:.6g} to {t[-1]:.6g}"
 
     @property
     def domain(self) -> SpaceTime:

@@ -107,8 +107,11 @@ class RitzEnergy:
         self._given = {"kappa": kappa, "eta": eta, "f": f}
         self._check()
         parts = (self.weights, self.fixed.weights, self.eta, self.flux.abs())
-        totals = sum_array(self.comm, np.array([float(part.sum()) for part in parts]))
-        self.volume, self.fixed_area, held, load = (float(total) for total in totals)
+        sums = [float(part.sum()) for part in parts]
+        inside = [float(self.weights @ c) for c in (self.kappa, self.eta, self.f.abs(), self.f.square())]
+        around = [float(self.natural.weights @ self.flux.square()), float(self.fixed.weights @ self.g.square())]
+        totals = [float(total) for total in sum_array(self.comm, np.array([*sums, *inside, *around]))]
+        self.volume, self.fixed_area, held, load, *self._integrals = totals
         self._loaded = load > 0
         with agreed(self.comm):
             if self.fixed_area == 0 and held == 0:
@@ -128,6 +131,12 @@ class RitzEnergy:
                 raise ValueError(f"kappa must be positive; it is {float(self.kappa.min())} at a point")
             if bool((self.eta < 0).any()):
                 raise ValueError(f"eta must not be negative; it is {float(self.eta.min())} at a point")
+
+    def identity(self) -> str:
+        """What tells this energy from others, in words.  Not collective."""
+        names = ("kappa", "eta", "|f|", "f²", "flux²", "g²")
+        integrals = ", ".join(f"{name} {value:.6g}" for name, value in zip(names, self._integrals, strict=True))
+        return f"integrals of {integrals}; volume {self.volume:.6g}, penalty {self.penalty}, degree {self._degree}"
 
     @property
     def d(self) -> int:
