@@ -408,6 +408,10 @@ def test_bad_input_is_refused(comm: MPI.Comm) -> None:
         fit(comm, slopes=(2.0, 1.0))
     with pytest.raises(ValueError, match="width"):
         fit(comm, activation="gaussian", width=0.0)
+    with pytest.raises(ValueError, match="width is for activation='gaussian'"):
+        fit(comm, width=0.2)
+    with pytest.raises(ValueError, match="slopes are of ridge functions"):
+        fit(comm, activation="gaussian", slopes=(1.0, 4.0))
     with pytest.raises(ValueError, match="do not vanish"):
         fit(comm, distance=None)
     with pytest.raises(ValueError, match="activation"):

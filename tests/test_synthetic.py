@@ -356,6 +356,7 @@ def boundary(distance: Callable | None = None, value: Any = 0.0, outputs: int = 
         (lambda: hf.ShallowNet(2, neurons=3, box=[[0.0], [1.0]]), "box has dimension 1, the network has 2 inputs"),
         (lambda: hf.ShallowNet(2, neurons=3, box=BOX[::-1]), "corners with lower < upper"),
         (lambda: hf.ShallowNet(2, neurons=3, activation="gaussian", width=0.0), "width must be positive, not 0.0"),
+        (lambda: hf.ShallowNet(2, neurons=3, width=0.5), "width is for activation='gaussian'"),
         (lambda: hf.ShallowNet(2, neurons=3)(X[:, :1]), "the network has dimension 2, the points have 1"),
         (lambda: hf.MLP(2, activation="tahn"), r"activation 'tahn' is not among \[.*'tanh'.*\]; pass a function"),
         (lambda: hf.ResNet(2, activation="tahn"), "activation 'tahn' is not among"),

@@ -27,6 +27,9 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export OPENBLAS_NUM_THREADS=$OMP_NUM_THREADS MKL_NUM_THREADS=$OMP_NUM_THREADS SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS
 export MPLBACKEND=Agg
 export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
+# `hyco-fem` is a command; an image has a PATH of its own, before which Apptainer puts this.
+export PATH=$checkout/docker/bin:$PATH
+export APPTAINERENV_PREPEND_PATH=$checkout/docker/bin SINGULARITYENV_PREPEND_PATH=$checkout/docker/bin
 
 # --- compiled forms ----------------------------------------------------------------------------------------------
 

@@ -165,6 +165,8 @@ class ShallowNet(nn.Module):
             raise ValueError("inputs and neurons must be at least 1")
         if width is not None and not width > 0:
             raise ValueError(f"width must be positive, not {width}")
+        if width is not None and activation != "gaussian":
+            raise ValueError(f"width is for activation='gaussian', and has no meaning for {activation!r}; leave it out")
         lower, upper = _corners([[-1.0] * inputs, [1.0] * inputs] if box is None else box)
         if len(lower) != inputs:
             raise ValueError(f"the box has dimension {len(lower)}, the network has {inputs} inputs")

@@ -47,6 +47,10 @@ class AtomSpace:
             raise ValueError(f"slopes are 0 < least < largest, not {self.slopes}")
         if self.width is not None and not 0 < self.width < np.inf:
             raise ValueError(f"width must be positive and finite, not {self.width}")
+        if self.width is not None and not self.radial:
+            raise ValueError(f"width is for activation='gaussian', not for {self.activation!r}; leave it out")
+        if self.radial and self.slopes != AtomSpace.slopes:
+            raise ValueError("slopes are of ridge functions, and Gaussians have none: give a width instead")
 
     @property
     def radial(self) -> bool:
