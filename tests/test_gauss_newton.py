@@ -157,7 +157,7 @@ def test_rows_are_the_objective_and_their_jacobian_is_its_gradient(comm: MPI.Com
     objective = SyntheticObjective(net, data, 0.7, 2.0, Opponent(ghosts, values), decay=0.0, comm=comm)
     r, J = objective.linearised()
     local = objective()
-    assert float(local) == pytest.approx(r @ r, rel=1e-13)
+    assert float(local.detach()) == pytest.approx(r @ r, rel=1e-13)
     np.testing.assert_allclose(r, objective.residuals(), rtol=1e-13)
     for p in net.parameters():
         p.grad = None
@@ -176,7 +176,7 @@ def test_rows_of_the_physical_player_fit_its_gradient(comm: MPI.Comm) -> None:
         objective = PhysicalObjective(model, data, 0.5, 3.0, Opponent(points, torch.sin(points.x[:, 0])))
         r, J = objective.linearised()
         local = objective()
-        assert float(local) == pytest.approx(r @ r, rel=1e-12)
+        assert float(local.detach()) == pytest.approx(r @ r, rel=1e-12)
         model.zero_grad()
         local.backward()
         sum_gradients(model.parameters(), comm)

@@ -292,7 +292,7 @@ def test_a_large_penalty_leaves_nothing(comm: MPI.Comm) -> None:
     found = fit(comm, penalty_tv=10.0, growth=1)
     assert (found.atoms, found.tv, found.gap, found.energy) == (0, 0.0, 0.0, 0.0)
     assert found.continuous_gap == 0.0
-    assert float(found.network(torch.full((3, 2), 0.4, dtype=torch.float64)).abs().max()) == 0.0
+    assert found.network(torch.full((3, 2), 0.4, dtype=torch.float64)).abs().max().item() == 0.0
 
 
 def test_the_field_nears_the_solution_as_the_penalty_vanishes(comm: MPI.Comm) -> None:

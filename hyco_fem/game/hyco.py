@@ -253,7 +253,7 @@ class Hyco(Resumable):
             else:
                 with torch.no_grad(), agreed(self.comm):
                     answered = network_values(self.synthetic, scene.ghosts.x)
-        if any_rank(self.comm, not math.isfinite(float(answered.sum()))):
+        if any_rank(self.comm, not math.isfinite(float(answered.detach().sum()))):
             syn.take_back()
             return None
         with self.clock("solve"):
