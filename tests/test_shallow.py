@@ -251,8 +251,8 @@ def test_a_tikhonov_term_bounds_the_weights(comm: MPI.Comm) -> None:
         fit_shallow(energy, 6, distance=bubble, starts=3, steps=60, tikhonov=alpha, seed=2) for alpha in (1e-12, 1e-2)
     )
     assert held.weights.max() < free.weights.min()
-    # α|w|²/2 is at most what w = 0 would cost.
-    assert np.all(0.5 * 1e-2 * held.weights**2 <= -held.energies)
+    # α|w|²/2 is at most what w = 0 would cost, on the quadrature of the fit.
+    assert np.all(0.5 * 1e-2 * held.weights**2 <= -held.fitted)
     assert np.median(free.energies) < np.median(held.energies)
 
 
@@ -298,6 +298,23 @@ def test_starts_that_fail_are_counted(comm: MPI.Comm, monkeypatch: pytest.Monkey
     assert fits.failures == 1
     assert np.isnan(fits.energies[1])
     assert np.isfinite([fits.median, *fits.quartiles, energy.value(fits.best)]).all()
+
+
+@pytest.mark.parametrize("kind", ["tanh", "gaussian"])
+def test_a_fit_does_not_depend_on_units_and_place(comm: MPI.Comm, kind: str) -> None:
+    """−Δu = 1 in millimetres or kilometres, here or elsewhere, u in any unit: E in units of f² L^(d+2) is the same."""
+
+    def fitted(length: float, place: float, f: float) -> np.ndarray:
+        domain = square(comm, 6)
+        domain.geometry.x[:] = length * domain.geometry.x
+        domain.geometry.x[:, 0] += place
+        distance = hf.box_distance([[place, 0.0], [place + length, length]])
+        fits = fit_shallow(RitzEnergy(domain, f=f), 3, activation=kind, distance=distance, starts=2, steps=8)
+        return fits.energies / (f**2 * length**4)
+
+    expected = fitted(1.0, 0.0, 1.0)
+    for length, place, f in ((1e6, 3e6, 1e-3), (1e-3, -1e-3, 1e4)):
+        np.testing.assert_allclose(fitted(length, place, f), expected, rtol=1e-7)
 
 
 def test_fits_on_any_number_of_ranks_are_one(comm: MPI.Comm) -> None:

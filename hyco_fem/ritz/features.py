@@ -46,14 +46,14 @@ class Features(Protocol):
 
 def derivative(activation: Activation) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """z ↦ (σ(z), σ′(z)); in closed form for tanh, sigmoid, sin and relu, by autograd for others."""
-    sigma = _activation(activation)
-    if activation == "tanh":
+    sigma = _activation(activation)  # a network knows its function, not the name of it
+    if sigma is torch.tanh:
         return lambda z: ((s := torch.tanh(z)), 1.0 - s.square())
-    if activation == "sigmoid":
+    if sigma is torch.sigmoid:
         return lambda z: ((s := torch.sigmoid(z)), s * (1.0 - s))
-    if activation == "sin":
+    if sigma is torch.sin:
         return lambda z: (torch.sin(z), torch.cos(z))
-    if activation == "relu":
+    if sigma is torch.relu:
         return lambda z: (torch.relu(z), (z > 0).to(z))
 
     def both(z: Tensor) -> tuple[Tensor, Tensor]:

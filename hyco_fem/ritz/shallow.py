@@ -12,6 +12,7 @@ lacks: two neurons that run into each other have weights that grow without bound
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from hyco_fem.game.player import Answer, Player
 from hyco_fem.models.synthetic import Activation, HardBoundary, ShallowNet, bounding_box
 from hyco_fem.parallel import agreed
 from hyco_fem.ritz.energy import RitzEnergy
-from hyco_fem.ritz.features import Quadratic, Trial, features_of, gram
+from hyco_fem.ritz.features import Features, Quadratic, Radial, Ridge, Trial, features_of, gram
 
 # α relative to the mean diagonal of A, where the user gives none: it bounds the condition, and costs E no digit that
 # the quadrature would have.
@@ -150,32 +151,55 @@ def fit_shallow(
 class ProjectedFit:
     """The reduced energy of one network, and its minimisation.
 
+    What is moved has no unit: with x = c + L x̂, c the centre and L the mean edge of the mesh's box, the parameters are
+    those of neurons of x̂, and the objective is divided by what the start gains over g.  So a fit does not depend on the
+    unit of length, nor on that of u.
+
     Args:
-        trial: g and ℓ.  network: whose a, b and w are moved, in place.  tikhonov: α.
+        trial: g and ℓ.  network: whose a, b and w are moved, in place, when `run` has ended.  tikhonov: α.
         projected: Whether w follows a and b.
     """
 
     def __init__(self, trial: Trial, network: ShallowNet, tikhonov: float = 0.0, projected: bool = True) -> None:
         self.trial, self.network, self.tikhonov, self.projected = trial, network, tikhonov, projected
+        lower, upper = bounding_box(trial.energy.mesh)
+        self._centre = torch.from_numpy((lower + upper) / 2.0)
+        self._extent = float(np.prod(upper - lower) ** (1.0 / len(lower)))
+        self._unit = 1.0
+        with torch.no_grad():
+            if network.radial:
+                moved = {"b": (network.b - self._centre) / self._extent}
+            else:
+                moved = {"a": network.a * self._extent, "b": network.b + network.a @ self._centre}
+        self._moved = {name: nn.Parameter(value) for name, value in moved.items()}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Those that are moved: a and b, and w where it is not eliminated."""
-        return {n: p for n, p in self.network.named_parameters() if not (self.projected and n == "w")}
+        """Those that are moved: a and b of x̂, and w where it is not eliminated."""
+        return self._moved if self.projected else {**self._moved, "w": self.network.w}
+
+    def features(self) -> Features:
+        """The neurons as they are now, functions of x; differentiable in the parameters."""
+        if self.network.radial:
+            return Radial(self._centre + self._extent * self._moved["b"], self.network.width)
+        a = self._moved["a"] / self._extent
+        return Ridge(a, self._moved["b"] - a @ self._centre, self.network._sigma)
 
     def objective(self) -> Tensor:
-        """This rank's summand of Ê(a, b), or of E + ½α|w|²; its gradient by a and b is that of Ê.  Collective."""
+        """This rank's summand of Ê(a, b), or of E + ½α|w|², in units of what the start gains.  Collective."""
         if self.projected:
             self.project()
         w = self.network.w.detach() if self.projected else self.network.w
         comm = self.trial.energy.comm
-        local = self.trial.energy.of(self.trial.of(features_of(self.network), w))
-        return local + 0.5 * self.tikhonov * w.square().sum() if comm.rank == 0 else local
+        local = self.trial.energy.of(self.trial.of(self.features(), w))
+        if comm.rank == 0:
+            local = local + 0.5 * self.tikhonov * w.square().sum()
+        return local / self._unit
 
     def project(self) -> None:
         """Set w to the minimiser w(a, b).  Collective."""
         comm = self.trial.energy.comm
         with torch.no_grad():
-            form = gram(self.trial, features_of(self.network))
+            form = gram(self.trial, self.features())
             self.network.w.copy_(_least(form, self.tikhonov))
             # One rank's numbers: an eigensolver need not round alike on another processor.
             if comm.size > 1:
@@ -183,15 +207,25 @@ class ProjectedFit:
 
     def run(self, answer: Answer) -> None:
         """Move the parameters.  Raises FloatingPointError where E is not finite.  Collective."""
+        with torch.no_grad():
+            form = gram(self.trial, self.features())
+            gain = form.constant - form.value(_least(form, self.tikhonov))
+        # One rank's number, for the same reason.
+        gain = float(self.trial.energy.comm.bcast(float(gain)))
+        self._unit = gain if 0.0 < gain < math.inf else 1.0
         Player("neurons", self.parameters(), answer, self.trial.energy.comm).answer_to(self.objective)
         if self.projected:
             self.project()
+        found = self.features()
+        with torch.no_grad():
+            for name in self._moved:
+                getattr(self.network, name).copy_(getattr(found, name))
 
     def energy(self) -> float:
         """E, without the Tikhonov term.  Collective."""
         energy = self.trial.energy
         with torch.no_grad():
-            return energy._total(energy.of(self.trial.of(features_of(self.network), self.network.w)))
+            return energy._total(energy.of(self.trial.of(self.features(), self.network.w)))
 
 
 def _least(form: Quadratic, tikhonov: float) -> Tensor:
