@@ -45,10 +45,12 @@ from hyco_fem.game.vpinn import VariationalPINN, VariationalWeights
 from hyco_fem.game.weight import WeightChoice, choose_weight
 from hyco_fem.io.animation import animate_images, save_animation
 from hyco_fem.io.checkpoint import Checkpoints, Restart
-from hyco_fem.io.fields import write_fields
-from hyco_fem.io.history import HistoryFile
-from hyco_fem.io.meshes import read_mesh
+from hyco_fem.io.fields import FieldSeries, write_fields
+from hyco_fem.io.history import HistoryFile, read_history
+from hyco_fem.io.meshes import read_mesh, write_mesh
+from hyco_fem.io.pictures import picture
 from hyco_fem.io.plots import Raster, save_figure, show
+from hyco_fem.io.screen import off_screen
 from hyco_fem.io.sensors import Sensors, read_sensors, write_sensors
 from hyco_fem.models.coefficients import GaussianBumps, NeuralField, NodalField, Scalar, SineSeries, Sum
 from hyco_fem.models.device import OnDevice
@@ -137,6 +139,7 @@ __all__ = [
     "ErrorNorms",
     "ExplicitBound",
     "FieldResult",
+    "FieldSeries",
     "FieldStep",
     "Flux",
     "FourierFeatures",
@@ -255,10 +258,13 @@ __all__ = [
     "mesh_distance",
     "mesh_size",
     "minimise_pair",
+    "off_screen",
     "output_folder",
+    "picture",
     "progress",
     "quadrature_points",
     "rank_invariance",
+    "read_history",
     "read_mesh",
     "read_sensors",
     "reference_solution",
@@ -276,5 +282,6 @@ __all__ = [
     "transient_residual",
     "trust_report",
     "write_fields",
+    "write_mesh",
     "write_sensors",
 ]

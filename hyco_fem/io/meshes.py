@@ -1,4 +1,4 @@
-"""Meshes from gmsh files."""
+"""Meshes from and to files: gmsh and XDMF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 
 from mpi4py import MPI
 
+from dolfinx import mesh as dmesh
+
 from hyco_fem._compat import MeshAndTags, gmsh_model_to_mesh
+from hyco_fem.io.xdmf import read_xdmf, write_xdmf
 from hyco_fem.parallel import agreed
 
 
@@ -19,24 +22,34 @@ def read_mesh(
     path: str | Path,
     comm: MPI.Comm = MPI.COMM_WORLD,
     *,
-    gdim: int = 2,
+    gdim: int | None = None,
     mesh_size: float | None = None,
     constants: Mapping[str, float] | None = None,
+    grid: str | None = None,
+    names: Mapping[str, int | tuple[int, int]] | None = None,
 ) -> MeshAndTags:
-    """Read a gmsh .msh file with its physical groups, or mesh a .geo file; distribute it over `comm`.
+    """Read a mesh with its groups from an XDMF or a gmsh .msh file, or mesh a .geo file; distribute it over `comm`.
+
+    Physical groups of gmsh have names.  So have the groups of an XDMF file of `write_mesh`; those of another are named
+    by their tags, "1", "2", …, where a tag of both cells and facets is "cells 1" and "facets 1".
 
     Args:
-        path: The file; rank 0 reads it.
-        gdim: Geometric dimension of the mesh.
+        path: The file; rank 0 reads one of gmsh, all ranks read an XDMF file.
+        gdim: Geometric dimension of the mesh; for gmsh 2 by default, for XDMF that of the file.
         mesh_size: For a .geo file: its constant `h`, in the length unit of the file; the file's own by default.
         constants: For a .geo file: any of its constants (DefineConstant) by name, such as {"grading": 10}.
+        grid: For XDMF: the name of the mesh in the file; by default the first one.
+        names: For XDMF: names for tags, such as {"left": 3}, or {"left": (1, 3)} with the dimension of the group where
+            both cells and facets have this tag.
 
     Returns:
-        Mesh, cell tags, facet tags, and (dimension, tag) by name of the physical group.
+        Mesh, cell tags, facet tags (empty where the file has none), and (dimension, tag) by name of the group.
 
     Raises:
-        OSError: the file is not there.  ValueError: gmsh cannot read it, or it has no physical groups.
-        ModuleNotFoundError: the gmsh package is not installed.  On all ranks.
+        OSError: the file is not there, or not the HDF5 file beside an XDMF file.
+        ValueError: it cannot be read, is damaged or of another dimension; gmsh's has no physical groups; XDMF has not
+            the grid or the tags that are asked for.
+        RuntimeError: the gmsh package (h5py, for XDMF) is not installed.  On all ranks.
 
     Collective.
     """
@@ -51,6 +64,32 @@ def read_mesh(
         given = dict(constants or {}) | ({} if mesh_size is None else {"h": mesh_size})
         if comm.rank == 0:
             _check_constants(path, given)
+        if path.suffix != ".xdmf" and (grid is not None or names is not None):
+            raise ValueError(f"grid and names are for an XDMF file; '{path.name}' is gmsh's, which names its groups")
+    if path.suffix == ".xdmf":
+        return read_xdmf(path, comm, gdim, grid, names or {})
+    return _read_gmsh(path, comm, 2 if gdim is None else gdim, given)
+
+
+def write_mesh(path: str | Path, mesh: MeshAndTags | dmesh.Mesh) -> Path:
+    """Write a mesh with its tags and the names of its groups to an XDMF file with its HDF5, which `read_mesh` reads.
+
+    On any number of ranks; it may be read on another.  The names stand in the XDMF file, in an <Information> that other
+    programs pass over.  Earlier files stay until the new ones are whole.
+
+    Args:
+        path: Ends in .xdmf; the HDF5 file stands beside it.
+
+    Raises:
+        ValueError: another ending, or a mesh in 1D, which XDMF does not have.  OSError: not writable.  On all ranks.
+
+    Collective.
+    """
+    return write_xdmf(Path(path), mesh)
+
+
+def _read_gmsh(path: Path, comm: MPI.Comm, gdim: int, given: Mapping[str, float]) -> MeshAndTags:
+    with agreed(comm):
         try:
             import gmsh
         except ImportError as error:
