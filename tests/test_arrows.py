@@ -14,7 +14,7 @@ ROOMS = {
     "models": {"pde", "bridge", "models"},
     "game": {"pde", "bridge", "models", "game"},
     "io": {"pde", "bridge", "models", "game", "io"},
-    "experiment": {"pde", "bridge", "models", "game", "io", "experiment"},
+    "experiment": {"pde", "bridge", "models", "game", "accuracy", "io", "experiment"},
     "accuracy": {"pde", "bridge", "models", "accuracy"},
     "ritz": {"pde", "bridge", "models", "game", "ritz"},
 }

@@ -28,6 +28,7 @@ from hyco_fem.experiment.meshes import build_mesh
 from hyco_fem.experiment.schema import Mesh
 from hyco_fem.experiment.tables import ConfigurationError
 from hyco_fem.experiment.toml import dump, overridden
+from hyco_fem.io.meshes import write_mesh
 
 WORLD = MPI.COMM_WORLD
 DEMOS = Path(__file__).parent.parent / "demos"
@@ -133,6 +134,34 @@ def test_the_length_of_a_run_is_no_part_of_what_it_is(folder: Path) -> None:
     assert identity(read_experiment(path)) != own
 
 
+def test_what_a_file_imports_or_refers_to_is_part_of_it(folder: Path, comm: MPI.Comm) -> None:
+    square = build_mesh(Mesh(shape="rectangle", cells=3, upper=[2.0, 1.0]), comm)
+    write_mesh(folder / "square.xdmf", square)
+    problem = {"python": "mine.py", "function": "reaction", "arguments": {"rate": 2.0}}
+    path = written(folder, changed(mesh={"file": "square.xdmf"}, problem=problem))
+    if comm.rank == 0:
+        (folder / "mine.py").write_text("from own_rates import RATE\nimport numpy\n" + PYTHON, encoding="utf-8")
+        (folder / "own_rates.py").write_text("RATE = 2.0\n", encoding="utf-8")
+    comm.Barrier()
+    experiment = read_experiment(path)
+    build(experiment).close()
+    own = identity(experiment)
+    comm.Barrier()
+    if comm.rank == 0:
+        (folder / "own_rates.py").write_text("RATE = 3.0\n", encoding="utf-8")
+    write_mesh(folder / "square.xdmf", build_mesh(Mesh(shape="rectangle", cells=3, upper=[1.0, 2.0]), comm))
+    then = identity(experiment)
+    assert then["problem"]["python"] != own["problem"]["python"]
+    assert then["mesh"]["file"] != own["mesh"]["file"]
+    named = read_experiment(path, ["mesh.names={links=[1, 1]}"])
+    assert build_mesh(named.mesh, comm).facets("links").dtype == np.int32
+    assert wrong(path, "mesh.names={links=77}").startswith("mesh.file: ")
+    assert wrong(path, "mesh.names={links=[1]}").startswith("mesh.names.links: must be a tag, or [dimension, tag]")
+    assert wrong(path, "mesh.mesh_size=0.1").startswith("mesh.mesh_size: is for a .geo file")
+    with pytest.raises(ConfigurationError, match=r"grid: is for an .xdmf file"):
+        Mesh(file=Path("plate.msh"), grid="mesh")
+
+
 # -- what does not fit -----------------------------------------------------------------------------------------
 
 WRONG = {
@@ -155,7 +184,7 @@ WRONG = {
     "mesh.cells=many": "mesh.cells: must be a whole number or a list, not 'many'",
     "mesh.upper=[2, 0]": "mesh.upper: must be above lower, not 0 where lower is 0",
     "problem.name=posson": "problem.name: 'posson' is no problem of the catalogue; did you mean 'poisson'?",
-    "problem.name=heat": "problem.name: only steady problems are run, not 'heat': ",
+    "problem.name=heat": "time: is missing; heat is in time, and needs end and dt",
     "problem.arguments.kappa=1": "problem.arguments.kappa: is unknown, with a start in coefficients; leave it out",
     "problem.arguments.g=1": "problem.arguments.g: poisson takes no such argument",
     "problem.arguments.f=nan": "problem.arguments.f: must be a finite number, or an array of them, not nan",
@@ -239,7 +268,7 @@ STRANGE: list[Any] = [
     {},
     {"a": 1},
 ]
-SECTIONS = "mesh|problem|coefficients|sensors|network|game|output|title"
+SECTIONS = "mesh|problem|time|coefficients|sensors|network|game|output|title"
 
 
 mutations = given(
@@ -247,9 +276,9 @@ mutations = given(
 )
 
 
-def mutated(at: tuple[Any, ...], how: str, value: Any) -> tuple[dict[str, Any], bool]:
-    """The table with one entry renamed, removed or replaced, and whether a key was renamed."""
-    table = changed()
+def mutated(at: tuple[Any, ...], how: str, value: Any, table: dict[str, Any] = TABLE) -> tuple[dict[str, Any], bool]:
+    """A table with one entry renamed, removed or replaced, and whether a key was renamed."""
+    table = copy.deepcopy(table)
     place: Any = table
     for key in at[:-1]:
         place = place[key]
@@ -267,10 +296,14 @@ def mutated(at: tuple[Any, ...], how: str, value: Any) -> tuple[dict[str, Any], 
 @settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @mutations
 def test_mutated_configurations_end_in_a_named_key(folder: Path, at: tuple[Any, ...], how: str, value: Any) -> None:
-    table, renamed = mutated(at, how, value)
+    check_named(*mutated(at, how, value), folder)
+
+
+def check_named(table: dict[str, Any], renamed: bool, folder: Path, sensors: str = SENSORS) -> None:
+    """What is said of a table begins with a key, and something is said where a key was renamed."""
     said = None
     try:
-        build(read_experiment(written(folder, table))).close()
+        build(read_experiment(written(folder, table, sensors))).close()
     except ConfigurationError as error:
         said = str(error)
     if said is not None:
@@ -416,7 +449,7 @@ def test_a_problem_of_a_python_file_is_solved_and_its_errors_have_a_line(folder:
     assert float(np.squeeze(x.gather(built.physical(x).detach()))) > 0.1
     built.close()
     assert "did you mean 'reaction'?" in wrong(path, "problem.function=raection")
-    assert "must return a hyco_fem.Problem, not NoneType" in wrong(path, "problem.function=nothing")
+    assert "must return a hyco_fem.Problem or TransientProblem, not NoneType" in wrong(path, "problem.function=nothing")
     assert re.match(r"problem.python: .*mine.py': TypeError", wrong(path, "problem.arguments={}"))
     assert re.match(r"problem.python: .*mine.py', line 11: TypeError", wrong(path, "problem.arguments.rate=fast"))
     assert wrong(path, "coefficients.kappa.degree=1").startswith("coefficients.kappa.degree: the Python file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 from collections.abc import Iterable
@@ -58,7 +59,7 @@ def as_table(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """What tells an experiment from others: not how long it is played and what is written; of files the content.
+    """What tells an experiment from others, of files the content; not how long it is played, nor what is written.
 
     Local to the rank; reads the files.
     """
@@ -71,7 +72,47 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         found.pop(key, None)
     for key in ("rounds", "stopping"):
         found["game"].pop(key, None)
-    for key, file in experiment.files().items():
+    for key in ("checkpoints", "output"):
+        found.get("time", {}).pop(key, None)
+    for key, digest in digests(experiment).items():
         place, name = key.split(".")
-        found[place][name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        found[place][name] = digest
     return found
+
+
+def digests(experiment: Experiment) -> dict[str, str]:
+    """SHA-256 of each file that the experiment is made of, with those that belong to it, by key.  Local to the rank."""
+    found = {}
+    for key, file in experiment.files().items():
+        digest = hashlib.sha256()
+        for part in _parts(file):
+            digest.update(part.read_bytes())
+        found[key] = digest.hexdigest()
+    return found
+
+
+def _parts(file: Path) -> list[Path]:
+    """A file and what belongs to it: to XDMF its HDF5, to a Python file the modules beside it that it imports."""
+    found = [file]
+    if file.suffix == ".xdmf" and file.with_suffix(".h5").is_file():
+        found.append(file.with_suffix(".h5"))
+    for path in found:  # of which there may be more in the meantime
+        if path.suffix == ".py":
+            found += [module for module in _imported(path) if module not in found]
+    return found
+
+
+def _imported(path: Path) -> list[Path]:
+    """The modules in the folder of a Python file that it imports."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # which is told where it is run
+        return []
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    beside = [path.parent / f"{name.partition('.')[0]}.py" for name in sorted(names)]
+    return [module for module in beside if module.is_file()]

@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mpi4py import MPI
 
 import numpy as np
 
 from hyco_fem.experiment.build import build
-from hyco_fem.experiment.schema import Experiment, GaussNewtonTable, MultiStartTable, WeightsTable
+from hyco_fem.experiment.game import RULES, GaussNewtonTable, MultiStartTable
+from hyco_fem.experiment.schema import Experiment
 from hyco_fem.game.baselines import NetworkOnly
 from hyco_fem.parallel import is_distributed, max_over_ranks, sum_array
 from hyco_fem.pde.choice import free_memory
@@ -28,6 +30,7 @@ class Estimate:
     """Sizes, and what was measured.  Replicated.
 
     cells, dofs, theta, phi, sensors: sizes of the whole problem; theta and phi are the unknown numbers of either model.
+    solver: how the PDE is solved; in time with the number of steps, and how they are kept for gradients.
     memory: bytes at the peak of the first rounds, on all ranks.  free: on the fullest node.
     first, each: seconds of the first round, and of one after it.  warm_up: seconds before the first round.
     rounds: to be played.  starts: of a search before the first round, each at most as long as it.
@@ -45,6 +48,7 @@ class Estimate:
     warm_up: float
     rounds: int
     starts: int
+    solver: str
 
     @property
     def seconds(self) -> float:
@@ -55,6 +59,7 @@ class Estimate:
         lines = [
             f"mesh      {self.cells} cells",
             f"physical  {self.dofs} dofs, {self.theta} unknown numbers",
+            f"solver    {self.solver}",
             f"network   {self.phi} weights",
             f"data      {self.sensors} sensors",
             f"memory    {self.memory / 1e9:.2f} GB on all ranks at the peak, {self.free / 1e9:.2f} GB free",
@@ -68,12 +73,12 @@ class Estimate:
 def simplified(experiment: Experiment) -> Experiment:
     """The same game from its first round on: no warm-up, no choice of weights, no search for a start."""
     game = experiment.game
-    weights = replace(game.weights, rule="given") if game.weights.rule != "given" else game.weights
+    without: dict[str, Any] = dict.fromkeys(RULES[game.weights.rule])
+    weights = replace(game.weights, rule="given", **without)
     physical = game.physical
     if isinstance(physical, MultiStartTable):
         names = ("steps", "tolerance", "damping", "anneal", "bounds")
         physical = GaussNewtonTable(type="gauss_newton", **{n: getattr(physical, n) for n in names})
-    assert isinstance(weights, WeightsTable)
     return replace(experiment, game=replace(game, warm_up=0, weights=weights, physical=physical))
 
 
@@ -115,6 +120,7 @@ def estimate(experiment: Experiment, comm: MPI.Comm = MPI.COMM_WORLD) -> Estimat
         warm_up=warm_up,
         rounds=experiment.game.rounds,
         starts=starts,
+        solver=physical.description,
     )
     built.close()
     return found

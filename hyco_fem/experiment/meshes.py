@@ -23,9 +23,16 @@ def build_mesh(spec: schema.Mesh, comm: MPI.Comm) -> MeshAndTags:
     """The mesh with its groups of facets.  Collective."""
     if spec.shape is None:
         assert spec.file is not None
+        names = {name: (tag[0], tag[1]) if isinstance(tag, list) else tag for name, tag in spec.names.items()}
         with section("mesh.file"):
             return read_mesh(
-                spec.file, comm, gdim=spec.gdim or 2, mesh_size=spec.mesh_size, constants=spec.constants or None
+                spec.file,
+                comm,
+                gdim=spec.gdim,
+                mesh_size=spec.mesh_size,
+                constants=spec.constants or None,
+                grid=spec.grid,
+                names=names or None,
             )
     d = schema.SHAPES[spec.shape]
     cells = [spec.cells] * d if isinstance(spec.cells, int) else list(spec.cells or [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
@@ -14,7 +15,8 @@ Activation: TypeAlias = Literal["tanh", "relu", "sigmoid", "gelu", "silu", "sin"
 class Coefficient:
     """Of every unknown coefficient: degree of its Lagrange space (0: constant in cells), and bounds that it keeps.
 
-    The degree is 1 by default; with a problem of a Python file, which makes the space itself, it is left out.
+    The degree is 1 by default; where the space is given, by a Python file or as that of u (Dirichlet values, the
+    initial value), it is left out.
     With `lower` alone it stays above, with both between: `Positive` and `Bounded`, with the transition `scale`.
     """
 
@@ -78,6 +80,49 @@ class NeuralTable(Coefficient):
     depth: Count = 2
     activation: Activation = "tanh"
     seed: Natural = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorTable:
+    """A vector: one of the tables above for each component, without its degree.
+
+    A nodal coefficient that is a vector needs none: `NodalField` has all its components.
+    """
+
+    type: Literal["vector"]
+    components: list[ScalarTable | BumpsTable | SineTable | NeuralTable]
+    degree: Natural | None = None
+
+    def __post_init__(self) -> None:
+        _check_degrees("components", self.components)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerIntervalTable:
+    """`PerInterval`: in a problem in time another one, of the tables above, from each of some times on."""
+
+    type: Literal["per_interval"]
+    changes: list[float]
+    parts: list[ScalarTable | BumpsTable | SineTable | NodalTable | NeuralTable | VectorTable]
+    degree: Natural | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.parts) != len(self.changes) + 1:
+            raise ConfigurationError(
+                f"parts: {len(self.changes)} changes need {len(self.changes) + 1} of them, not {len(self.parts)}"
+            )
+        _check_degrees("parts", self.parts)
+
+
+def _check_degrees(key: str, inner: Sequence[Coefficient | VectorTable]) -> None:
+    for i, table in enumerate(inner):
+        if table.degree is not None:
+            raise ConfigurationError(f"{key}[{i}].degree: is that of the whole coefficient; put it there")
+
+
+AnyCoefficient: TypeAlias = (
+    ScalarTable | BumpsTable | SineTable | NodalTable | NeuralTable | VectorTable | PerIntervalTable
+)
 
 
 # -- networks --------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 experiment.toml      the configuration as used, all defaults written out; `hyco-fem resume` goes on from it
 history.csv          line by line (history.csv.running until the run has ended)
-checkpoints/         see `hyco_fem.Checkpoints`
+checkpoints/         see `hyco_fem.Checkpoints`; inputs.json: SHA-256 of the files that the run was started with
 summary.json         parameters, losses, why the run ended, versions
-fields.xdmf          u of both models and the coefficients, for ParaView
+fields.xdmf          u of both models and the coefficients, for ParaView; in time at the end of the interval
+series.xdmf          in time: u of both models at the output times
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ from typing import Any
 from mpi4py import MPI
 
 import numpy as np
-from dolfinx import fem
 
-from hyco_fem import _compat
-from hyco_fem.bridge.dofs import as_function
 from hyco_fem.experiment.build import Built, build
-from hyco_fem.experiment.configuration import as_table, identity, read_experiment
+from hyco_fem.experiment.configuration import as_table, digests, identity, read_experiment
+from hyco_fem.experiment.output import write_results
 from hyco_fem.experiment.schema import Experiment
 from hyco_fem.experiment.tables import ConfigurationError
 from hyco_fem.experiment.toml import dump
@@ -32,13 +31,14 @@ from hyco_fem.files import output_folder, replace_file
 from hyco_fem.game.history import Result
 from hyco_fem.game.progress import progress
 from hyco_fem.io.checkpoint import Checkpoints
-from hyco_fem.io.checkpoint_file import difference, versions
-from hyco_fem.io.fields import write_fields
+from hyco_fem.io.checkpoint_file import difference
 from hyco_fem.io.history import HistoryFile
+from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed
 
 CONFIGURATION = "experiment.toml"
 _CHECKPOINTS = "checkpoints"
+_INPUTS = "inputs.json"
 # What a folder without a configuration must not hold: it would be overwritten.
 _RESULTS = ("summary.json", "history.csv", "fields.xdmf", _CHECKPOINTS)
 
@@ -103,6 +103,8 @@ def run_experiment(
 def _write_configuration(experiment: Experiment, folder: Path, comm: MPI.Comm) -> None:
     with agreed(comm):
         if comm.rank == 0:
+            inputs = json.dumps(digests(experiment), indent=2) + "\n"
+            replace_file(folder / _CHECKPOINTS / _INPUTS, lambda p: p.write_text(inputs, encoding="utf-8"))
             text = dump(as_table(experiment, folder))
             replace_file(folder / CONFIGURATION, lambda p: p.write_text(text, encoding="utf-8"))
 
@@ -124,7 +126,8 @@ def describe(experiment: Experiment, built: Built) -> str:
     V, comm = built.physical.V, built.physical.comm
     dofs = V.dofmap.index_map.size_global * V.dofmap.index_map_bs
     name = experiment.title or experiment.problem.name or str(experiment.problem.function)
-    return f"{name}: {dofs} dofs, {built.data.n} sensors, {comm.size} rank(s)"
+    steps = f"{built.physical.grid.n} steps, " if isinstance(built.physical, TransientModel) else ""
+    return f"{name}: {dofs} dofs, {steps}{built.data.n} sensors, {comm.size} rank(s)"
 
 
 # -- the folder ------------------------------------------------------------------------------------------------
@@ -136,11 +139,11 @@ def _claim(experiment: Experiment, folder: Path, comm: MPI.Comm, *, resume: bool
     with agreed(comm):
         if comm.rank == 0:
             own = identity(experiment)
-            _check_folder(folder, own, resume, overwrite)
+            _check_folder(experiment, folder, own, resume, overwrite)
     return comm.bcast(own)
 
 
-def _check_folder(folder: Path, own: dict[str, Any], resume: bool, overwrite: bool) -> None:
+def _check_folder(experiment: Experiment, folder: Path, own: dict[str, Any], resume: bool, overwrite: bool) -> None:
     stored = folder / CONFIGURATION
     kept = any((folder / _CHECKPOINTS).glob("round-*.pt"))
     if not stored.is_file():
@@ -161,6 +164,8 @@ def _check_folder(folder: Path, own: dict[str, Any], resume: bool, overwrite: bo
         found = re.sub(r"\['([^']*)'\]", r".\1", found)  # keys as they are in the file
         remedy = "a run goes on with its own configuration" if resume else "choose another folder"
         raise ConfigurationError(f"output.folder: '{folder}' is of another experiment: {found}; {remedy}")
+    if not overwrite:
+        _check_inputs(folder, experiment)
     if kept and not resume and not overwrite:
         raise ConfigurationError(
             f"output.folder: '{folder}' holds checkpoints of this experiment: hyco-fem resume {folder} goes on, "
@@ -168,36 +173,23 @@ def _check_folder(folder: Path, own: dict[str, Any], resume: bool, overwrite: bo
         )
 
 
+def _check_inputs(folder: Path, experiment: Experiment) -> None:
+    """Raise ConfigurationError where a file that the run in a folder was started with has another content now."""
+    path = folder / _CHECKPOINTS / _INPUTS
+    if not path.is_file():
+        return
+    try:
+        then = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"output.folder: '{path}' cannot be read ({error}); choose another folder") from None
+    for key, digest in digests(experiment).items():
+        if then.get(key, digest) != digest:
+            raise ConfigurationError(
+                f"{key}: '{experiment.files()[key]}', or what it imports or refers to, has changed since the run in "
+                f"'{folder}' began; put back what it was, choose another output.folder, or start again with "
+                "hyco-fem run --overwrite"
+            )
+
+
 def _json(value: Any) -> Any:
     return json.loads(json.dumps(value))
-
-
-# -- results ---------------------------------------------------------------------------------------------------
-
-
-def write_results(experiment: Experiment, built: Built, result: Result, folder: Path) -> None:
-    """Summary, history and fields.  Collective."""
-    comm = built.physical.comm
-    extra = {"title": experiment.title, "ranks": comm.size, "sensors": built.data.n, "versions": versions()}
-    result.save(folder, comm, extra)
-    if experiment.output.fields:
-        write_fields(folder / "fields.xdmf", fields(built))
-
-
-def fields(built: Built) -> list[fem.Function]:
-    """u of both models on P1, and the coefficients; P1 where they are of a higher degree.  Collective."""
-    mesh, physical = built.mesh.mesh, built.physical
-    shape = _compat.value_shape(physical.observed)
-    P1 = fem.functionspace(mesh, ("Lagrange", 1, shape) if shape else ("Lagrange", 1))
-    u = physical.function
-    for i in built.part:
-        u = u.sub(i)
-    u = u.collapse() if built.part else u
-    found = [as_function(P1, u, "u_physical"), as_function(P1, built.synthetic, "u_synthetic")]
-    for name, module in physical.coefficients.items():
-        Q = built.spaces[name]
-        value = as_function(Q, module, name)
-        if Q.element.basix_element.degree > 1:
-            value = as_function(fem.functionspace(mesh, ("Lagrange", 1)), value, name)
-        found.append(value)
-    return found

@@ -7,8 +7,8 @@
     read(Ghosts, {"pionts": 100}, "game.ghosts")     # game.ghosts.pionts: no such key; did you mean 'points'?
 
 A key without a default must be there.  Kinds of values: bool, int, float (a whole number serves), str, Path, Literal,
-`Numbers`, lists, dicts, dataclasses, unions of dataclasses that differ in the Literal of their key `type`, and
-`| None` for a key that may be left out.
+`Numbers`, lists, dicts, dataclasses, unions of dataclasses that differ in the Literal of their key `type` (a text alone
+is the table of that type), and `| None` for a key that may be left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ConfigurationError(ValueError):
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The number (each of a list of numbers) is at least this."""
+    """The number (each of a list or table of numbers) is at least this."""
 
     bound: float
 
@@ -49,7 +49,7 @@ class AtLeast:
 
 @dataclass(frozen=True)
 class Above:
-    """The number (each of a list of numbers) is larger than this."""
+    """The number (each of a list or table of numbers) is larger than this."""
 
     bound: float
 
@@ -179,16 +179,20 @@ def value_of(kind: Any, value: Any, key: str) -> Any:
 def _one_of(kinds: list[Any], value: Any, key: str) -> Any:
     """A value of one of several kinds: of dataclasses the one of its `type`, otherwise the first that fits."""
     if not all(dataclasses.is_dataclass(k) for k in kinds):
-        for kind in kinds[:-1]:
+        for kind in kinds:
             with suppress(ConfigurationError):
                 return value_of(kind, value, key)
-        if len(kinds) > 1 and not isinstance(value, list):
+        # Of a list or table its entries tell more.
+        last: Any = {list: list, dict: Mapping}.get(get_origin(_bare(kinds[-1])), ())
+        if len(kinds) > 1 and not isinstance(value, last):
             words = dict.fromkeys(map(_kind_of, kinds))
             raise ConfigurationError(f"{key}: must be {' or '.join(words)}, not {_short(value)}")
         return value_of(kinds[-1], value, key)
     if len(kinds) == 1:
         return read(kinds[0], value, key)
     by_name = {name: k for k in kinds for name in get_args(get_type_hints(k)[_TYPE])}
+    if isinstance(value, str):
+        value = {_TYPE: value}
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{key}: must be a table, not {_short(value)}")
     chosen = value.get(_TYPE)
@@ -232,7 +236,12 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _flat(value: Any) -> list[Any]:
-    return [x for entry in value for x in _flat(entry)] if isinstance(value, list) else [value]
+    entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    return [value] if entries is None else [x for entry in entries for x in _flat(entry)]
+
+
+def _bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _kind_of(kind: Any) -> str:
@@ -249,7 +258,7 @@ def _kind_of(kind: Any) -> str:
         return "a list"
     if origin is dict or dataclasses.is_dataclass(kind):
         return "a table"
-    words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text, not an empty one"}
+    words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
     words |= {Path: "the name of a file", Numbers: "a finite number, or an array of them"}
     return words[kind]
 
