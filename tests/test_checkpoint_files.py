@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 from cases import square
+from hyco_games import SENSORS, network
 from test_benchmarks import positive, printed
-from test_hyco import SENSORS, network
 from test_restart import EVERY, GAMES, ROUNDS, interrupted, same, values
 from torch import Tensor
 
@@ -29,6 +29,7 @@ import hyco_fem as hf
 from hyco_fem.game.answers import Steps
 from hyco_fem.io import checkpoint_file
 from hyco_fem.io.checkpoint import Checkpoints, Restart
+from hyco_fem.io.checkpoint_file import FORMAT
 
 
 def fit(comm: MPI.Comm, answer: Any = None, seed: int = 3) -> hf.NetworkOnly:
@@ -66,7 +67,7 @@ def test_the_last_few_are_kept_and_torch_reads_them_without_running_code(comm: M
     _, result = kept(folder, fit(comm), 9, keep=2, configuration={"mesh": 2, "box": (0.0, 1.0)})
     assert names(comm, folder) == ["history.jsonl", "round-00000008.pt", "round-00000009.pt"], "and one at the end"
     content = torch.load(folder / "round-00000008.pt", weights_only=True)
-    assert (content["format"], content["round"], content["first"]) == (1, 8, 0)
+    assert (content["format"], content["round"], content["first"]) == (FORMAT, 8, 0)
     assert content["configuration"] == {"mesh": 2, "box": [0.0, 1.0]}
     assert {"hyco_fem", "dolfinx", "torch", "petsc", "python"} <= set(content["versions"])
     lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
@@ -227,7 +228,7 @@ def test_a_pickle_that_runs_code_is_refused(comm: MPI.Comm, folder: Path) -> Non
             return os.mkdir, (str(folder / "called"),)
 
     def forge() -> None:
-        checkpoint_file.write_sealed(folder / "round-00000001.pt", {"format": 1, "state": Call()})
+        checkpoint_file.write_sealed(folder / "round-00000001.pt", {"format": FORMAT, "state": Call()})
 
     on_root(comm, forge)
     with Checkpoints(folder, fit(comm)) as checkpoints, pytest.raises(ValueError, match="no checkpoint will do"):

@@ -12,8 +12,8 @@ import torch
 import ufl
 from cases import dirichlet, square
 from dolfinx import fem
+from hyco_games import KAPPA, data_of, heat, network, plate
 from test_gauss_newton import BOX, SENSORS, START_AWAY, TRUTH, data_on, measured, model_at, theta_of, value_of
-from test_hyco import KAPPA, data_of, heat, network, plate
 from torch import Tensor, nn
 
 import hyco_fem as hf

@@ -9,9 +9,9 @@ from mpi4py import MPI
 
 import numpy as np
 import pytest
+from hyco_games import KAPPA, plate
+from hyco_games import SENSORS as PLACES
 from test_gauss_newton import SENSORS, START_AWAY, TRUTH, data_on, measured, model_at, theta_of
-from test_hyco import KAPPA, plate
-from test_hyco import SENSORS as PLACES
 
 import hyco_fem as hf
 from hyco_fem.game.player import flat

@@ -18,8 +18,8 @@ import pytest
 import torch
 from cases import WORLD, square
 from evolving import reaction_diffusion, space_time_points
+from hyco_games import SENSORS, network, nodal
 from test_gauss_newton import START_AWAY, data_on, measured, model_at
-from test_hyco import SENSORS, network, nodal
 from test_pinn import hard, inverse
 from test_script import ROOT, environment, mpirun
 
@@ -255,3 +255,63 @@ def test_the_demo_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
         assert told in run.stdout
         assert f"{rounds} rounds, stopped by rounds" in run.stdout
         assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + rounds
+
+
+SPLIT = """
+import os, signal, sys
+sys.path.insert(0, os.getcwd())
+from pathlib import Path
+from mpi4py import MPI
+import hyco_fem as hf
+from hyco_fem.game.baselines import NetworkOnly
+from split_games import game_on
+
+folder, warm_up, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+world = MPI.COMM_WORLD
+game = game_on(hf.Split(world), warm_up=60)
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at(record):
+    if record.round == rounds and world.rank == world.size - 1:
+        kill()
+
+if warm_up and world.rank == world.size - 1:
+    play = NetworkOnly.round
+    NetworkOnly.round = lambda alone, number: kill() if number == warm_up else play(alone, number)
+with hf.Checkpoints(folder, game, seconds=None, rounds=7) as checkpoints:
+    done = checkpoints.resume()
+    if world.rank == 0:
+        print("begins" if done is None else f"goes on at {done.warm_up} of the warm-up, round {done.round}", flush=True)
+    result = game.run(40, callbacks=[checkpoints, at])
+result.save(folder, world)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+def test_a_split_game_survives_that_a_rank_is_killed(tmp_path: Path) -> None:
+    """kill -9 in the warm-up of two ranks and in a round of three; the history as if two had played from the start."""
+    script = tmp_path / "play.py"
+    script.write_text(SPLIT, encoding="utf-8")
+    told: list[str] = []
+    for folder, ranks, warm_up, rounds in (
+        ("cut", 2, 33, -1),
+        ("cut", 3, 0, 25),
+        ("cut", 2, 0, -1),
+        ("whole", 2, 0, -1),
+    ):
+        run = mpirun(ranks, script, tmp_path / folder, str(warm_up), str(rounds), cwd=ROOT / "tests")
+        assert (run.returncode == 0) == (warm_up == 0 and rounds < 0), run.stdout + run.stderr
+        told += [line for line in run.stdout.splitlines() if line.startswith(("begins", "goes on"))]
+    assert told == [
+        "begins",
+        "goes on at 28 of the warm-up, round 0",
+        "goes on at None of the warm-up, round 21",
+        "begins",
+    ]
+    names = ("cut", "whole")
+    tables = [np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", skip_header=1) for name in names]
+    assert tables[0].shape[0] == 41
+    np.testing.assert_allclose(*tables, rtol=1e-9)

@@ -12,10 +12,10 @@ from mpi4py import MPI
 import numpy as np
 import pytest
 import torch
+from hyco_games import SENSORS as PLACES
+from hyco_games import data_of, heat
 from scipy import optimize
 from test_gauss_newton import NAMES, SENSORS, TRUTH, data_on, measured, model_at, theta_of
-from test_hyco import SENSORS as PLACES
-from test_hyco import data_of, heat
 from torch import nn
 
 import hyco_fem as hf

@@ -2,112 +2,37 @@
 
 from __future__ import annotations
 
-import faulthandler
-import math
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from mpi4py import MPI
 
 import numpy as np
 import pytest
-import torch
-import ufl
-from cases import dirichlet, square
-from dolfinx import fem
+from split_games import (
+    SHARES,
+    VALUES,
+    WORLD,
+    Breaks,
+    Quadratic,
+    alike,
+    best_responses,
+    game_on,
+    network,
+    numbers,
+    phi,
+    plate,
+    seen,
+    several,
+    theta,
+    time_limit,  # noqa: F401
+)
 from test_script import ROOT, mpirun
 from torch import Tensor, nn
 
 import hyco_fem as hf
 from hyco_fem.game.split import Post, Word
-
-WORLD = MPI.COMM_WORLD
-SENSORS = np.array([[0.31, 0.42], [0.7, 0.25], [0.55, 0.81], [0.12, 0.63], [0.88, 0.9], [0.47, 0.11]])
-VALUES = np.array([0.4, 0.1, 0.2, 0.3, 0.05, 0.15])
-WEIGHTS = hf.Weights(0.7, 3.0, 2.0, 40.0, decay=1e-3)
-ADAM = hf.Answers(hf.AdamStep(5e-2), hf.AdamStep(1e-2))
-
-several = pytest.mark.skipif(WORLD.size < 2, reason="a split game needs two ranks")
-# 1 + 2 and 2 + 1 on three ranks.
-SHARES = range(1, WORLD.size) if WORLD.size > 1 else [1]
-
-
-@pytest.fixture(autouse=True)
-def time_limit() -> Iterator[None]:
-    """A hang ends the program and shows where it was."""
-    faulthandler.dump_traceback_later(120, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
-
-
-def heat(comm: MPI.Comm, kappa: nn.Module | None = None, load: nn.Module | None = None) -> hf.PhysicalModel:
-    """−∇·(κ∇u) = f, u = 0 on the boundary; by default κ and f are unknown numbers."""
-    V = fem.functionspace(square(comm, 4), ("Lagrange", 1))
-    Q = fem.functionspace(V.mesh, ("DG", 0))
-    u, v = fem.Function(V, name="u"), ufl.TestFunction(V)
-    k, f = fem.Function(Q, name="kappa"), fem.Function(Q, name="f")
-    F = k * ufl.inner(ufl.grad(u), ufl.grad(v)) * ufl.dx - f * v * ufl.dx
-    modules = {k: kappa or hf.Scalar(2.0, hf.Positive()), f: load or hf.Scalar(5.0)}
-    return hf.PhysicalModel(F, u, [dirichlet(V)], modules, positive=[k])
-
-
-def plate(comm: MPI.Comm) -> hf.PhysicalModel:
-    """Plane strain with an unknown modulus, a vector field."""
-    V = fem.functionspace(square(comm, 4), ("Lagrange", 1, (2,)))
-    u, v = fem.Function(V, name="u"), ufl.TestFunction(V)
-    E = fem.Function(fem.functionspace(V.mesh, ("DG", 0)), name="E")
-    F = E * ufl.inner(ufl.sym(ufl.grad(u)), ufl.sym(ufl.grad(v))) * ufl.dx - (v[0] - 2.0 * v[1]) * ufl.dx
-    return hf.PhysicalModel(F, u, [dirichlet(V)], {E: hf.Scalar(2.0)})
-
-
-def network(outputs: int = 1) -> nn.Module:
-    return hf.MLP(2, outputs, width=6, depth=2, seed=3)
-
-
-def seen(model: hf.PhysicalModel, values: np.ndarray = VALUES, rows: slice = slice(None)) -> hf.Data:
-    return hf.Data(hf.Points(model.V.mesh, SENSORS[rows]), values[rows], 0.2)
-
-
-def game_on(
-    where: hf.Split | MPI.Comm,
-    net: nn.Module | None = None,
-    *,
-    model: Callable[[MPI.Comm], hf.PhysicalModel] = heat,
-    data: Callable[[hf.PhysicalModel], Any] = seen,
-    ghosts: Any = None,
-    **options: Any,
-) -> Any:
-    """The same game split, or simultaneous on a communicator."""
-    split = isinstance(where, hf.Split)
-    physical = model(where.comm if split else where)
-    options = {"answers": ADAM, "weights": WEIGHTS} | options
-    arguments = (physical, network() if net is None else net, data(physical), ghosts or hf.RandomGhosts(10, seed=5))
-    if split:
-        return hf.SplitHyco(*arguments, split=where, **options)
-    return hf.Hyco(*arguments, schedule="simultaneous", **options)
-
-
-def numbers(result: hf.Result) -> np.ndarray:
-    return np.array([list(record.flat().values()) for record in result.history])
-
-
-def alike(found: hf.Result, expected: hf.Result, tolerance: float) -> None:
-    """Histories that are equal, relative to the largest entry of each column: gradients end near zero."""
-    a, b = numbers(found), numbers(expected)
-    assert a.shape == b.shape
-    np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-    a, b = np.nan_to_num(a), np.nan_to_num(b)
-    np.testing.assert_array_less(np.abs(a - b) / np.maximum(np.abs(b).max(axis=0), 1e-300), tolerance)
-
-
-def phi(game: Any) -> np.ndarray:
-    return torch.cat([p.detach().reshape(-1) for p in game.synthetic.parameters()]).numpy()
-
-
-def theta(game: Any) -> list[float]:
-    return [float(p) for p in game.physical.parameters()]
 
 
 def quadratic_in_round(number: int) -> hf.Weights:
@@ -249,33 +174,6 @@ def test_each_side_evaluates_its_own_model_once_a_round(comm: MPI.Comm, stalenes
 # -- staleness -------------------------------------------------------------------------------------------------
 
 
-class Quadratic(nn.Module):
-    """w · (1, x, y, x², xy, y²): a network for which J_syn has one minimum.  It may take its time."""
-
-    def __init__(self, pause: float = 0.0) -> None:
-        super().__init__()
-        self.w, self.pause = nn.Parameter(torch.zeros(6, dtype=torch.float64)), pause
-
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.pause)
-        a, b = x[:, 0], x[:, 1]
-        return torch.stack([torch.ones_like(a), a, b, a * a, a * b, b * b], dim=1) @ self.w
-
-
-def best_responses(where: Any, **options: Any) -> Any:
-    """Exact answers of two players whose objectives are quadratic, on fixed ghost points."""
-    net = Quadratic(options.pop("pause", 0.0))
-    return game_on(
-        where,
-        net,
-        model=lambda comm: heat(comm, kappa=hf.Scalar(2.0).requires_grad_(False)),
-        ghosts=hf.RandomGhosts(12, fixed=True),
-        weights=hf.Weights(1.0, 10.0, 1.0, 10.0),
-        answers=hf.Answers(hf.GaussNewton(3), hf.GaussNewton(3)),
-        **options,
-    )
-
-
 @several
 @pytest.mark.parametrize("staleness", [1, 2])
 def test_stale_answers_lead_to_the_same_equilibrium(comm: MPI.Comm, staleness: int) -> None:
@@ -303,242 +201,11 @@ def test_models_are_compared_at_the_points_of_the_answer(comm: MPI.Comm, stalene
     np.testing.assert_allclose(numbers(result)[0], numbers(first)[0], rtol=1e-11)
 
 
-# -- how it ends -----------------------------------------------------------------------------------------------
-
-
-@several
-@pytest.mark.parametrize(("staleness", "rank"), [(0, 0), (0, -1), (1, 0), (2, -1)])
-def test_a_callback_that_is_true_on_one_rank_stops_all(comm: MPI.Comm, staleness: int, rank: int) -> None:
-    game, told = game_on(hf.Split(comm, 1, staleness)), []
-
-    def callback(record: hf.Record) -> bool:
-        told.append(record.round)
-        return comm.rank == rank % comm.size and record.round >= 2
-
-    result = game.run(50, callbacks=[callback])
-    assert result.stop == "callback"
-    assert told == list(range(result.rounds)), "each round is told once, in order, on every rank"
-    assert 3 <= result.rounds <= 3 + (2 * staleness + 1) * (staleness > 0)
-
-
-@several
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_tolerance_stops_both_sides(comm: MPI.Comm, staleness: int) -> None:
-    split = hf.Split(comm, 1, staleness)
-    result, expected = best_responses(split).run(30, tolerance=1e-3), best_responses(split.comm).run(30, tolerance=1e-3)
-    assert result.stop == expected.stop == "tolerance"
-    if staleness == 0:
-        assert result.rounds == expected.rounds
-    assert result.rounds < 30
-
-
-class Cliff(nn.Module):
-    """The same w everywhere, and no finite value beyond w = 1.5."""
-
-    def __init__(self, start: float = 0.0) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.w if float(self.w) <= 1.5 else self.w * math.nan) + torch.zeros(len(x), dtype=torch.float64)
-
-
-@several
-@pytest.mark.parametrize("rounds", [1, 2, 4])
-@pytest.mark.parametrize("player", ["physical", "synthetic"])
-def test_a_step_to_a_loss_that_is_not_finite_is_taken_back(comm: MPI.Comm, player: str, rounds: int) -> None:
-    """Steps of 2 lead the network, whose data are 100, over its cliff; one of 1e152 leads (u/σ)² to overflow."""
-    if player == "synthetic":
-        options: dict[str, Any] = {"answers": hf.Answers(hf.AdamStep(5e-2), hf.AdamStep(2.0))}
-        options |= {"data": lambda m: seen(m, np.full(6, 100.0)), "weights": hf.Weights()}
-    else:
-        options = {"answers": hf.Answers(physical=hf.AdamStep(1e152)), "weights": hf.Weights()}
-        options["model"] = lambda c: heat(c, kappa=hf.Scalar(2.0).requires_grad_(False))
-        options["data"] = lambda m: hf.Data(hf.Points(m.V.mesh, SENSORS), VALUES, 1e-10)
-    split = hf.Split(comm)
-    games = [game_on(where, Cliff(), **options) for where in (split, split.comm)]
-    result, expected = (game.run(rounds) for game in games)
-    assert result.rolled_back == expected.rolled_back > 0
-    np.testing.assert_allclose(numbers(result), numbers(expected), rtol=1e-11)
-    assert np.isfinite(numbers(result)).all()
-
-
-@several
-@pytest.mark.parametrize("staleness", [0, 2])
-def test_a_start_that_is_not_finite_is_an_error_on_all_ranks(comm: MPI.Comm, staleness: int) -> None:
-    for rounds in (0, 3):
-        game = game_on(hf.Split(comm, 1, staleness), Cliff(2.0))
-        with pytest.raises(FloatingPointError, match="synthetic player is not finite at the start"):
-            game.run(rounds)
-
-
-class Breaks(nn.Module):
-    """A network that gives NaN, or raises, from some call on."""
-
-    def __init__(self, last: int, error: Exception | None = None) -> None:
-        super().__init__()
-        self.w, self.last, self.calls, self.error = nn.Parameter(torch.zeros((), dtype=torch.float64)), last, 0, error
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls <= self.last:
-            return self.w.expand(len(x))
-        if self.error is not None:
-            raise self.error
-        return (self.w * math.nan).expand(len(x))
-
-
-@several
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_twenty_steps_taken_back_in_a_row_are_enough(comm: MPI.Comm, staleness: int) -> None:
-    game = game_on(hf.Split(comm, 1, staleness), Breaks(3))
-    with pytest.raises(FloatingPointError, match="last 20 steps"):
-        game.run(100)
-
-
-def message(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-@several
-@pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("staleness", [0, 2])
-@pytest.mark.parametrize(("lr", "error"), [(50.0, hf.CoefficientError), (1e160, hf.SolveError)])
-def test_an_error_of_the_physical_side_ends_both(
-    comm: MPI.Comm, lr: float, error: type[Exception], staleness: int, share: int
-) -> None:
-    """κ = θ₀ becomes negative, or the load so large that u overflows."""
-    kappa, load = hf.Scalar(2.0), hf.Scalar(5.0)
-    (load if error is hf.CoefficientError else kappa).requires_grad_(False)
-    split, records = hf.Split(comm, share, staleness), []
-    game = game_on(
-        split,
-        model=lambda c: heat(c, kappa, load),
-        data=lambda m: seen(m, np.full(6, 100.0)),
-        answers=hf.Answers(physical=hf.AdamStep(lr)),
-        weights=hf.Weights(),
-    )
-    with pytest.raises(error) as caught:
-        game.run(50, callbacks=[records.append])
-    assert len(set(comm.allgather(message(caught.value)))) == 1
-    assert theta(game) == [2.0, 5.0], "the step is undone"
-    if staleness == 0:
-        assert [r.round for r in records] == [0]
-    # Nothing is left under way: the next game hears its own words.
-    assert game_on(split).run(2).rounds == 2
-
-
-@several
-@pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("staleness", [0, 1])
-@pytest.mark.parametrize("last", [0, 4])
-def test_an_error_of_the_network_ends_both(comm: MPI.Comm, last: int, staleness: int, share: int) -> None:
-    split = hf.Split(comm, share, staleness)
-    game = game_on(split, Breaks(last, RuntimeError("out of order")))
-    with pytest.raises(RuntimeError, match="out of order"):
-        game.run(50)
-    assert game_on(split).run(2).rounds == 2
-
-
-@several
-@pytest.mark.parametrize("staleness", [0, 2])
-def test_a_network_that_does_not_fit_is_an_error_that_says_why(comm: MPI.Comm, staleness: int) -> None:
-    game = game_on(hf.Split(comm, 1, staleness), network(2), data=lambda m: hf.Sensing(seen(m), None))
-    with pytest.raises(ValueError, match="the models differ in shape at the ghost points") as caught:
-        game.run(3)
-    assert len(set(comm.allgather(message(caught.value)))) == 1
-
-
-@several
-@pytest.mark.parametrize(("staleness", "rank"), [(0, -1), (2, 0)])
-def test_an_error_in_a_callback_of_one_rank_is_raised_on_all(comm: MPI.Comm, staleness: int, rank: int) -> None:
-    split = hf.Split(comm, 1, staleness)
-
-    def callback(record: hf.Record) -> None:
-        if comm.rank == rank % comm.size and record.round == 3:
-            raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="the disk is full"):
-        game_on(split).run(50, callbacks=[callback])
-    assert game_on(split).run(2).rounds == 2
-
-
-@several
-def test_a_warning_that_is_an_error_ends_both(comm: MPI.Comm) -> None:
-    """Only the physical side warns of a parameter without influence; tests turn warnings into errors."""
-
-    def bump(where: MPI.Comm) -> hf.PhysicalModel:
-        return heat(where, load=hf.GaussianBumps([0.0], [[0.4, 0.6]], 0.3, background=5.0))
-
-    split = hf.Split(comm)
-    with pytest.raises(UserWarning, match=r"does not depend on '.*f\.centres' at the start"):
-        game_on(split, model=bump).run(5)
-    assert game_on(split).run(2).rounds == 2
-
-
-# -- what is refused -------------------------------------------------------------------------------------------
-
-
-def test_ranks_that_cannot_be_split_are_refused(comm: MPI.Comm) -> None:
-    with pytest.raises(ValueError, match="at least two ranks"):
-        hf.Split(MPI.COMM_SELF)
-    if comm.size > 1:
-        for share in (0, comm.size, 1.5):
-            with pytest.raises(ValueError, match="synthetic_ranks must be between 1 and"):
-                hf.Split(comm, share)
-        for staleness in (-1, 0.5):
-            with pytest.raises(ValueError, match="staleness must be a whole number"):
-                hf.Split(comm, 1, staleness)
-
-
-@several
-def test_arguments_that_do_not_fit_are_refused(comm: MPI.Comm) -> None:
-    split = hf.Split(comm)
-
-    def wrong(**options: Any) -> Any:
-        physical = heat(options.pop("comm", split.comm))
-        data = options.pop("data", None) or seen(physical)
-        return hf.SplitHyco(physical, network(), data, options.pop("ghosts", None), split=split, **options)
-
-    with pytest.raises(ValueError, match=r"the physical model lives on .* build mesh, models and data on split.comm"):
-        wrong(comm=comm)
-    if split.comm.size < comm.size:
-        elsewhere = seen(heat(comm))
-        with pytest.raises(ValueError, match="the data lives on"):
-            wrong(data=elsewhere)
-    with pytest.raises(ValueError, match="DofGhosts compare the models at every dof"):
-        wrong(ghosts=hf.DofGhosts())
-    for rule in (hf.GradientBalance(), hf.Discrepancy([hf.Weights()])):
-        with pytest.raises(ValueError, match="a split game has no"):
-            wrong(weights=rule)
-    with pytest.raises(ValueError, match="warm_up must not be negative"):
-        wrong(warm_up=-1)
-    with pytest.raises(ValueError, match="rounds must be a number"):
-        wrong().run(-1)
-    with pytest.raises(ValueError, match="either tolerance or stopping"):
-        wrong().run(1, tolerance=0.1, stopping=hf.Stopping(gradient=0.1))
-
-
-@several
-def test_sides_that_differ_are_refused(comm: MPI.Comm) -> None:
-    split = hf.Split(comm)
-    with pytest.raises(ValueError, match="is not the same on rank"):
-        game_on(split, hf.MLP(2, 1, width=6, depth=2, seed=int(split.is_physical)))
-    with pytest.raises(ValueError, match="different ghost points"):
-        game_on(split, ghosts=hf.RandomGhosts(10, seed=int(split.is_physical)))
-    physical = heat(split.comm)
-    V = physical.V
-    u, v, kappa = fem.Function(V, name="u"), ufl.TestFunction(V), fem.Function(V, name="kappa")
-    F = (kappa * ufl.inner(ufl.grad(u), ufl.grad(v)) - v) * ufl.dx
-    field = hf.PhysicalModel(F, u, [dirichlet(V)], {kappa: hf.NodalField(V, 1.5)})
-    with pytest.raises(ValueError, match=r"'kappa\..*' is a field"):
-        hf.SplitHyco(field, network(), seen(field), split=split)
-
-
 @pytest.mark.slow
 @pytest.mark.serial
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_the_tests_of_this_file_on_several_ranks(tmp_path: Path, ranks: int) -> None:
-    run = mpirun(ranks, "-m", "pytest", "-q", ROOT / "tests" / "test_split.py", cwd=ROOT)
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "tests").glob("test_split*.py")))
+def test_split_games_on_several_ranks(file: str, ranks: int) -> None:
+    run = mpirun(ranks, "-m", "pytest", "-q", ROOT / "tests" / file, cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout

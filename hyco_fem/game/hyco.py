@@ -17,10 +17,19 @@ from torch import Tensor, nn
 
 from hyco_fem.bridge.ghosts import GhostPoints, Ghosts, RandomGhosts
 from hyco_fem.game.answers import Answers
-from hyco_fem.game.baselines import NetworkOnly
 from hyco_fem.game.data import Data, Sensing
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
-from hyco_fem.game.loop import LONGEST_IN_HISTORY, Clock, Stopping, run
+from hyco_fem.game.loop import (
+    LONGEST_IN_HISTORY,
+    Clock,
+    Course,
+    Keeper,
+    Stopping,
+    checked_stopping,
+    keeper_among,
+    run,
+    unplayed,
+)
 from hyco_fem.game.losses import Weights, local_interaction, network_values
 from hyco_fem.game.objective import (
     JointObjective,
@@ -33,6 +42,7 @@ from hyco_fem.game.player import Player, flat
 from hyco_fem.game.prior import Prior
 from hyco_fem.game.rules import Choice, CrossValidation, Discrepancy, GradientBalance, ModelDiscrepancy, Rule
 from hyco_fem.game.state import Resumable, State, result_of, result_text
+from hyco_fem.game.warm_up import WarmUp
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.transient import TransientModel
@@ -116,6 +126,7 @@ class Hyco(Resumable):
         self.next_round = 0
         self.warm_up_result: Result | None = None
         self._warm_up_text: str | None = None
+        self._warming: WarmUp | None = None
         self.choice: Choice | None = None
         with agreed(self.comm):
             theta = {n: p for n, p in physical.named_parameters() if p.requires_grad}
@@ -156,25 +167,47 @@ class Hyco(Resumable):
 
         Args, raises: see `hyco_fem.game.loop.run`; also CoefficientError and SolveError of the physical model, after
         which θ is what it was before the step that led there.
+
+        Where a signal to `Checkpoints` ends the run before its first round, the one record of the result has the
+        parameters and no other number.
         """
-        if self.warm_up_result is None and self.warm_up and self.sensing.synthetic is not None:
+        with agreed(self.comm):
+            stopping = checked_stopping(rounds, tolerance, stopping)
+            keeper, _ = keeper_among(callbacks)
+        if keeper is not None:
+            keeper.begin(self)
+        stop = self._prepare(keeper)
+        if stop is None:
+            result = run(self, rounds, stopping=stopping, callbacks=callbacks)
+        else:
+            result = unplayed(self, Course(self.next_round) if keeper is None else keeper.course, stop)
+        result.choice = self.choice
+        return result
+
+    def _prepare(self, keeper: Keeper | None) -> str | None:
+        """Warm up and choose the weights, where that was not done yet; why the run has to end there, or None."""
+        data = self.sensing.synthetic
+        if self._warming is None and self.warm_up and self.warm_up_result is None and data is not None:
+            self._warming = WarmUp(self.synthetic, data, self.answers.synthetic)
+        if self._warming is not None:
             with self.clock("warm_up"):
-                answer = self.answers.synthetic
-                alone = NetworkOnly(self.synthetic, self.sensing.synthetic, answer)
-                self.warm_up_result = alone.run(-(-self.warm_up // getattr(answer, "steps", 1)))
+                self.warm_up_result = self._warming.play(self.warm_up, None if keeper is None else keeper.keep)
+            if self.warm_up_result is None:
+                return self._warming.stop
+            self._warming = None
         if isinstance(self.weights, (CrossValidation, Discrepancy, ModelDiscrepancy)):
             with self.clock("weights"):
                 self.choice = self.weights.choose(self)
             self.weights = self.choice.weights
-        result = run(self, rounds, tolerance=tolerance, stopping=stopping, callbacks=callbacks)
-        result.choice = self.choice
-        return result
+            return None if keeper is None else keeper.keep()
+        return None
 
     def trial(self, weights: Weights, answers: Answers, sensing: Sensing) -> Hyco:
         """The same models in a game of its own: other weights, answers or sensors.  Collective."""
         twin = copy.copy(self)
         twin.weights, twin.answers, twin.sensing, twin.data = weights, answers, sensing, sensing
-        twin.clock, twin.warm_up, twin.choice = Clock(), 0, None
+        twin.clock, twin.choice = Clock(), None
+        twin.warm_up, twin._warming, twin._warm_up_text = 0, None, None
         twin._seat()
         return twin
 
@@ -186,11 +219,17 @@ class Hyco(Resumable):
     def _movers(self) -> list[Player]:
         return [*self.players, *([] if self.together is None else [self.together])]
 
+    @property
+    def warming(self) -> int | None:
+        """How many rounds of the warm-up were played, while it is under way; else None."""
+        return None if self._warming is None else self._warming.played
+
     def _own_state(self) -> State:
         if self.warm_up_result is not None and self._warm_up_text is None:
             self._warm_up_text = result_text(self.warm_up_result)  # made once, not for each checkpoint
         return {
             "warm_up": self._warm_up_text,
+            "warming": None if self._warming is None else self._warming.state(),
             "choice": None if self.choice is None else self.choice.state(),
             "balance": self.weights.state() if isinstance(self.weights, GradientBalance) else None,
         }
@@ -198,6 +237,11 @@ class Hyco(Resumable):
     def _restore_own(self, state: State) -> None:
         self._warm_up_text = state["warm_up"]
         self.warm_up_result = None if self._warm_up_text is None else result_of(self._warm_up_text)
+        self._warming = None
+        if state["warming"] is not None:
+            assert self.sensing.synthetic is not None, "a checkpoint of other data is refused"
+            self._warming = WarmUp(self.synthetic, self.sensing.synthetic, self.answers.synthetic)
+            self._warming.restore(state["warming"])
         if state["choice"] is not None:
             self.choice = Choice.of(state["choice"])
             self.weights = self.choice.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -119,27 +120,42 @@ class Course:
 class Keeper(Protocol):
     """A callback that keeps a run, so that another process can go on with it.
 
-    course: what was played before; `run` adds to its records.
+    course: what was played before; `run` adds to its records.  seconds, rounds: from one checkpoint to the next.
     """
 
     course: Course
+    seconds: float
+    rounds: int | None
 
-    def begin(self, trainer: Trainer) -> None:
-        """Called before the first round.  Collective; raises ValueError where this cannot keep the run."""
+    def begin(self, trainer: Any) -> None:
+        """Called before anything is played, maybe twice.  Collective; raises ValueError where this cannot keep the run.
+
+        trainer: What is run, a `ResumableTrainer`.
+        """
 
     def keep(self) -> str | None:
         """Called after each round that counts, when the other callbacks were: a reason to stop, or None.
 
-        Collective; the same on all ranks.
+        In a warm-up too, after a choice of weights, and where a split game comes together.  Collective; the same on
+        all ranks.
         """
 
 
-class ResumableTrainer(Trainer, Protocol):
-    """A trainer whose runs can be kept.
+class ResumableTrainer(Protocol):
+    """What has runs that can be kept.
 
     A state has "models": {name: {"parameters": {name: tensor}, "buffers": {…}}}, "players": {name: {"method": {"kind":
     …, …}}}, "next_round", and what else the coming rounds depend on; see `hyco_fem.game.state`.
+
+    next_round: the number of the round to come.  warming: how many rounds of a warm-up were played, while one is under
+    way; else None.
     """
+
+    comm: MPI.Comm
+    next_round: int
+
+    @property
+    def warming(self) -> int | None: ...
 
     def state(self) -> State:
         """All that the coming rounds depend on.  Collective."""
@@ -171,7 +187,7 @@ def run(
     """
     with agreed(trainer.comm):
         stopping = checked_stopping(rounds, tolerance, stopping)
-        keeper, callbacks = _keeper(callbacks)
+        keeper, callbacks = keeper_among(callbacks)
     if keeper is not None:
         keeper.begin(trainer)
     course = Course(trainer.next_round) if keeper is None else keeper.course
@@ -215,8 +231,29 @@ def run(
     )
 
 
-def _keeper(callbacks: Sequence[Callback]) -> tuple[Keeper | None, list[Callback]]:
-    """The one callback that keeps the run, and the others."""
+def unplayed(trainer: Trainer, course: Course, stop: str) -> Result:
+    """The result of a run that had to end before a round: its last record has the parameters and no other number.
+
+    Collective.
+    """
+    number, comm = trainer.next_round, trainer.comm
+    now = Record(number, parameters=parameter_values(trainer.model, comm, LONGEST_IN_HISTORY))
+    return Result(
+        parameters=parameter_values(trainer.model, comm),
+        history=[*course.records, now],
+        nash_residual=(math.nan, math.nan),
+        rounds=len(course.records),
+        rolled_back=number - course.first - len(course.records),
+        stop=stop,
+        timings=dict(trainer.clock.seconds),
+    )
+
+
+def keeper_among(callbacks: Sequence[Callback]) -> tuple[Keeper | None, list[Callback]]:
+    """The one callback that keeps the run, and the others.
+
+    Raises ValueError where there are several.
+    """
     keepers: list[Any] = [c for c in callbacks if isinstance(c, Keeper)]
     if len(keepers) > 1:
         raise ValueError(f"a run is kept by one Checkpoints, not by {len(keepers)}")

@@ -21,27 +21,40 @@ from torch import nn
 
 from hyco_fem.bridge.ghosts import DofGhosts, Ghosts
 from hyco_fem.game.answers import Answers
-from hyco_fem.game.baselines import NetworkOnly
 from hyco_fem.game.data import Data, Sensing
 from hyco_fem.game.history import Callback, Record, Result, parameter_values
 from hyco_fem.game.hyco import Hyco
-from hyco_fem.game.loop import PLAYERS, Clock, Stopping, checked_stopping
+from hyco_fem.game.loop import (
+    LONGEST_IN_HISTORY,
+    PLAYERS,
+    Clock,
+    Course,
+    Keeper,
+    Stopping,
+    checked_stopping,
+    keeper_among,
+)
 from hyco_fem.game.losses import Weights
 from hyco_fem.game.prior import Prior
 from hyco_fem.game.rules import Rule
 from hyco_fem.game.split import Split
+from hyco_fem.game.split_legs import Legs
 from hyco_fem.game.split_match import Match
 from hyco_fem.game.split_sides import PhysicalSide, Side, SyntheticSide, Turn
+from hyco_fem.game.state import State, module_state, plain, restore_module, result_of, result_text
+from hyco_fem.game.warm_up import WarmUp
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed, check_replicated, is_distributed, raise_together
+
+_SIDES = ("physical", "synthetic")
 
 
 @dataclass
 class SplitResult(Result):
     """The outcome of a split game.  Replicated over both sides.
 
-    staleness: for each player, mean and largest age in rounds of the answers that it answered.
+    staleness: for each player, mean and largest age in rounds of the answers that it answered in this call of run().
     timings: seconds on the first rank of each side, by side and part ("physical.solve", "synthetic.wait").
     """
 
@@ -84,7 +97,7 @@ class SplitHyco:
         warm_up: int = 0,
     ) -> None:
         self.split, self.comm = split, split.world
-        self.physical, self.synthetic = physical, synthetic
+        self.physical, self.synthetic, self.data = physical, synthetic, data
         with agreed(self.comm):
             _check_arguments(split, physical, data, ghosts, weights)
         check_replicated([*physical.named_parameters(), *synthetic.named_parameters()], self.comm)
@@ -109,6 +122,10 @@ class SplitHyco:
         self.clock: Clock = self._game.clock
         self.warm_up = warm_up
         self.warm_up_result: Result | None = None
+        self._warm_up_text: str | None = None
+        # How far the warm-up is, known on both sides; the warm-up itself, on its own.
+        self.warming: int | None = None
+        self._warming: WarmUp | None = None
         self.next_round = 0
 
     def _check_ghosts(self) -> None:
@@ -146,32 +163,86 @@ class SplitHyco:
         both sides, with equal records; of the models only that of its own side is up to date.  With a staleness s > 0
         each side calls it in its own time, so that it must not communicate with the other side; and a game that stops
         before its rounds are over plays up to 2 s + 1 rounds more.
+
+        With `Checkpoints` among the callbacks the game is played in legs.  With s = 0 a leg is a round, and the history
+        is that of the game without them, also when it goes on in another process; but not for a network that draws
+        random numbers or keeps statistics, which is then evaluated once more.  With s > 0 the sides wait for each other
+        at the end of a leg, and begin the next one with answers that are not stale.
         """
         with agreed(self.comm):
             stopping = checked_stopping(rounds, tolerance, stopping)
-        self._warm_up()
+            keeper, callbacks = keeper_among(callbacks)
+        if keeper is not None:
+            keeper.begin(self)
+        course = Course(self.next_round) if keeper is None else keeper.course
+        stop = self._warm_up(keeper)
+        if stop is not None:
+            return self._unplayed(course, stop)
+        first, end = self.next_round, max(self.next_round, course.first + int(rounds))
+        # A run that had come to its end has nothing to go on with.
+        met = stopping.reason(course.records) if stopping is not None and course.records else None
+        met = self.comm.bcast(met, root=0)
         with self.clock("total"):
-            match = Match(self.split, self.side, self.next_round, int(rounds), stopping, callbacks)
+            legs = None if keeper is None else Legs(self, keeper)
+            match = Match(self.split, self.side, first, end, stopping, callbacks, course, legs)
+            if met is not None:
+                match.end, match.stop = first, met
             try:
                 turn = match.play()
             finally:
                 self.next_round = match.number
             final = self._final(match, turn)
             self._share_models()
-        return self._result(match, final)
+            if legs is not None:
+                match.stop = legs.keep(match.number) or match.stop
+        return self._result([*match.history, final], match.rolled_back, match.stop, match.ages)
 
-    def _warm_up(self) -> None:
-        data = self._game.sensing.synthetic
-        if self.warm_up_result is not None or not self.warm_up or data is None:
-            return
+    def _warm_up(self, keeper: Keeper | None) -> str | None:
+        """Warm up where that was not done yet; why the run has to end there, or None."""
+        data, root = self._game.sensing.synthetic, self.split.roots[1]
+        if data is None or (self.warming is None and (self.warm_up_result is not None or not self.warm_up)):
+            return None
         result: Result | None = None
-        with self._raised_on_all_ranks():
-            if not self.split.is_physical:
-                answer = self._game.answers.synthetic
+        error: Exception | None = None
+        stop: str | None = None
+
+        def keep(played: int) -> None:
+            """Collective over both sides, and so is an error of it."""
+            nonlocal error, stop
+            assert keeper is not None
+            self.warming = played
+            try:
+                stop = keeper.keep()
+            except Exception as e:
+                error, stop = e, "error"
+
+        if self.split.is_physical:
+            while (played := self.comm.bcast(None, root=root)) is not None:
+                keep(played)
+        else:
+            try:
+                warm_up = self._warming = self._warming or self._alone()
+
+                def tell_and_keep() -> str | None:
+                    keep(self.comm.bcast(warm_up.played, root=root))
+                    return stop
+
                 with self.clock("warm_up"):
-                    alone = NetworkOnly(self.synthetic, data, answer)
-                    result = alone.run(-(-self.warm_up // getattr(answer, "steps", 1)))
-        self.warm_up_result = self.comm.bcast(result, root=self.split.roots[1])
+                    result = warm_up.play(self.warm_up, None if keeper is None else tell_and_keep)
+            except Exception as e:
+                error = e
+            self.comm.bcast(None, root=root)
+        raise_together(self.comm, error)
+        if stop is None:
+            self.warm_up_result = self.comm.bcast(result, root=root)
+            self.warming = self._warming = None
+        return stop
+
+    def _alone(self) -> WarmUp:
+        """A warm-up on the ranks of this side."""
+        data = self._game.sensing.synthetic
+        assert data is not None
+        return WarmUp(self.synthetic, data, self._game.answers.synthetic)
 
     def _final(self, match: Match, turn: Turn) -> Record:
         """The state at the end, with both gradients at the same (θ, φ); steps that led to nothing finite taken back."""
@@ -207,10 +278,17 @@ class SplitHyco:
             if not self.split.is_physical:
                 self.physical.solve()
 
-    def _result(self, match: Match, final: Record) -> SplitResult:
-        ages = (float(np.mean(match.ages)) if match.ages else 0.0, max(match.ages, default=0))
-        told = self.comm.allgather((self.split.side, dict(self.clock.seconds), ages))
-        history, stop = self.comm.bcast(([*match.history, final], match.stop), root=0)
+    def _unplayed(self, course: Course, stop: str) -> SplitResult:
+        """The result of a run that had to end before a round: its last record has no numbers but the parameters."""
+        with self._raised_on_all_ranks():
+            parameters = parameter_values(self.physical, self._game.comm, LONGEST_IN_HISTORY)
+        now = Record(self.next_round, parameters=parameters)
+        return self._result([*course.records, now], self.next_round - course.first - len(course.records), stop, [])
+
+    def _result(self, history: list[Record], rolled_back: int, stop: str, ages: list[int]) -> SplitResult:
+        mine = (float(np.mean(ages)) if ages else 0.0, max(ages, default=0))
+        told = self.comm.allgather((self.split.side, dict(self.clock.seconds), mine))
+        history, stop = self.comm.bcast((history, stop), root=0)
         with self._raised_on_all_ranks():
             parameters = parameter_values(self.physical, self._game.comm)
         firsts = [told[r] for r in self.split.roots]
@@ -219,11 +297,58 @@ class SplitHyco:
             history=history,
             nash_residual=(history[-1].gradient_physical, history[-1].gradient_synthetic),
             rounds=len(history) - 1,
-            rolled_back=match.rolled_back,
+            rolled_back=rolled_back,
             stop=stop,
             timings={f"{side}.{part}": t for side, seconds, _ in firsts for part, t in seconds.items()},
             staleness={side: age for side, _, age in firsts},
         )
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def _trained(self) -> dict[str, nn.Module]:
+        return {"physical": self.physical, "synthetic": self.synthetic}
+
+    def state(self) -> State:
+        """What each side has found, on both: see `ResumableTrainer`.  Collective over both sides, at the same round.
+
+        Raises:
+            ValueError: an answer has no state to give; on all ranks.
+        """
+        name, comm = self.split.side, self.split.comm
+        with self._raised_on_all_ranks():
+            mine = plain(
+                {
+                    "model": module_state(self._trained()[name], comm),
+                    "player": self.side.player.state(),
+                    "warming": None if self._warming is None else self._warming.state(),
+                }
+            )
+        sides = [self.comm.bcast(mine if self.comm.rank == root else None, root=root) for root in self.split.roots]
+        if self.warm_up_result is not None and self._warm_up_text is None:
+            self._warm_up_text = result_text(self.warm_up_result)
+        return {
+            "models": {name: side["model"] for name, side in zip(_SIDES, sides, strict=True)},
+            "players": {name: side["player"] for name, side in zip(_SIDES, sides, strict=True)},
+            "next_round": self.next_round,
+            "warm_up": self._warm_up_text,
+            "warming": sides[1]["warming"],
+        }
+
+    def restore(self, state: State) -> None:
+        """Put a state back, in place: that of the same game, on any number of ranks.  Collective over both sides."""
+        with self._raised_on_all_ranks():
+            for name, module in self._trained().items():
+                restore_module(module, state["models"][name], self.split.comm)
+            self.side.player.restore(state["players"][self.split.side])
+            self._warming, self.warming = None, None
+            if state["warming"] is not None:
+                self.warming = state["warming"]["played"]
+                if not self.split.is_physical:
+                    self._warming = self._alone()
+                    self._warming.restore(state["warming"])
+        self._warm_up_text = state["warm_up"]
+        self.warm_up_result = None if self._warm_up_text is None else result_of(self._warm_up_text)
+        self.next_round = state["next_round"]
 
 
 def _check_arguments(

@@ -3,6 +3,9 @@
 How a game ends: every word carries the round before which its side wants to end.  A side that finds a reason when it
 has said its word of round r, has the game end before round r + s + 1: until it hears of that in word r + 1, the other
 side can have answered round r + s at most.  With s = 0 the sides decide together, and end before round r.
+
+How it is kept: at the end of a leg each side waits for the other's word of the same round.  Then both models and
+methods are as they were before that round, and all earlier rounds are judged.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ import numpy as np
 
 from hyco_fem.bridge.ghosts import GhostPoints
 from hyco_fem.game.history import Callback, Record
-from hyco_fem.game.loop import PATIENCE, Stopping, warn_of_idle_parameters
+from hyco_fem.game.loop import PATIENCE, Course, Stopping, warn_of_idle_parameters
 from hyco_fem.game.losses import local_interaction
 from hyco_fem.game.split import Post, Split, Word
+from hyco_fem.game.split_legs import Legs
 from hyco_fem.game.split_sides import Side, Turn, rows_of
 from hyco_fem.models.pde_model import CoefficientError
 from hyco_fem.parallel import agreed, raise_together, sum_array
@@ -34,8 +38,14 @@ class Match:
     Attributes:
         number: the round that this side is at.  end, stop: the round before which the match ends, and why.
         turns, mine, theirs: by round, what this side has evaluated, said, and heard.
-        history, rolled_back: rounds that both sides have ended, and how many of them do not count.
+        history, rolled_back: rounds that both sides have ended, also those of the course so far, and how many of them
+            do not count.
         ages: of the answers that were answered.
+
+    Args:
+        first, end: The rounds before which the match begins and, at the latest, ends.
+        course: What was played before; its records become the history.
+        legs: Where it is kept.
 
     Every method is collective over the side; after `play` so is what both sides do over both.
     """
@@ -45,24 +55,26 @@ class Match:
         split: Split,
         side: Side,
         first: int,
-        rounds: int,
+        end: int,
         stopping: Stopping | None,
         callbacks: Sequence[Callback],
+        course: Course,
+        legs: Legs | None = None,
     ) -> None:
         self.split, self.side, self.game = split, side, side.game
-        self.stopping, self.callbacks = stopping, callbacks
+        self.stopping, self.callbacks, self.legs = stopping, callbacks, legs
         self.first: int = first
         self.number: int = first
         self._complete = first
-        self.end: int = self.first + rounds
+        self.end: int = end
         self.stop: str = "rounds"
         self._post = Post(split)
         self.turns: dict[int, Turn] = {}
         self.mine: dict[int, Word] = {}
         self.theirs: dict[int, Word] = {}
-        self.history: list[Record] = []
+        self.history: list[Record] = course.records
         self.ages: list[int] = []
-        self.rolled_back: int = 0
+        self.rolled_back: int = first - course.first - len(course.records)
         self._in_a_row = 0
         self._gradient: float | None = None
         self._error: Exception | None = None
@@ -82,8 +94,8 @@ class Match:
             failed = self._error is not None
             if not failed:
                 self.hear(max(self.first, self.number - s))
-                if self.number == self.end:
-                    self.hear(self.end)
+                if self._together():
+                    self.hear(self.number)
                 failed = any(word.failed for word in self.theirs.values())
             if s == 0:
                 # The side that has failed hears the other's word too: both judge the round before.
@@ -96,15 +108,24 @@ class Match:
                 self._post.drain()
                 self.number = self.split.world.allreduce(self.number, op=MPI.MAX)
                 raise_together(self.split.world, self._error)
-            if self.number == self.end:
+            if self._together():
                 self._post.settle()
                 raise_together(self.split.world, self._error)
-                assert turn is not None
-                return turn
+                if self.number < self.end and self.legs is not None:
+                    reason = self.legs.keep(self.number)
+                    if reason is not None:
+                        self.end, self.stop = self.number, reason
+                if self.number == self.end:
+                    assert turn is not None
+                    return turn
             if self._error is None and turn is not None:
                 with self._kept_for_all():
                     self._gradient = self._answer(turn)
             self.number += 1
+
+    def _together(self) -> bool:
+        """Whether both sides are at this round before either goes on."""
+        return self.number == self.end or (self.legs is not None and self.number == self.legs.end)
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:

@@ -89,6 +89,11 @@ class Resumable:
     comm: MPI.Comm
     next_round: int
 
+    @property
+    def warming(self) -> int | None:
+        """How many rounds of a warm-up were played, while one is under way; else None."""
+        return None
+
     def _trained(self) -> dict[str, nn.Module]:
         """What holds the parameters."""
         raise NotImplementedError

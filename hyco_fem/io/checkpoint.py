@@ -26,7 +26,7 @@ import numpy as np
 
 from hyco_fem.files import output_folder
 from hyco_fem.game.history import Record
-from hyco_fem.game.loop import Course, ResumableTrainer, Trainer
+from hyco_fem.game.loop import Course, ResumableTrainer
 from hyco_fem.game.state import State, plain
 from hyco_fem.io.checkpoint_fields import Fields
 from hyco_fem.io.checkpoint_file import (
@@ -45,8 +45,11 @@ from hyco_fem.io.nodal import file_digest
 from hyco_fem.parallel import agreed, raise_together
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_NAME = re.compile(r"round-(\d{8,})\.pt")
+_NAME = re.compile(r"round-(\d{8,})(?:-warm-up-(\d{8,}))?\.pt")
 _LOG = "history.jsonl"
+
+# How far a run is: the round to come, and how many of a warm-up were played, or infinity where none is under way.
+Place = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Restart:
     """Where a run goes on.
 
     path: of the checkpoint.  round: the next one.  history: of the rounds before.  configuration, versions: as they
-    were when the checkpoint was written.
+    were when the checkpoint was written.  warm_up: in the middle of a warm-up, how many rounds of it were played.
     """
 
     path: Path
@@ -62,6 +65,7 @@ class Restart:
     history: list[Record]
     configuration: dict[str, Any]
     versions: dict[str, str]
+    warm_up: int | None = None
 
 
 class Checkpoints:
@@ -76,14 +80,19 @@ class Checkpoints:
     state of the checkpoint is put into it: a learning rate, for instance, goes on where it was.
 
     SIGTERM: after the round a checkpoint is written and the run stops, `Result.stop == "signal"`.  SIGUSR1: one is
-    written, and the run goes on.  One rank has to get the signal.  During a warm-up or a choice of weights nothing is
-    written.
+    written, and the run goes on.  One rank has to get the signal.
+
+    So it is in a warm-up too, whose rounds have no lines in the history.  During a choice of weights nothing is
+    written, and a run that is killed there chooses again from the start; a signal is obeyed when the choice is made.
+    In a `SplitHyco` with a staleness a checkpoint is written, and a signal obeyed, where the sides come together: about
+    ten times from one checkpoint to the next, and no more than some 5 seconds, or a round, apart.
 
     Args:
-        folder: For `round-00001234.pt` and, where parameters are fields, `.fields`; and `history.jsonl`.
-        game: `Hyco`, `PhysicsOnly`, `NetworkOnly`, a PINN, `DeepRitz`: what is run in rounds.
+        folder: For `round-00001234.pt` and, where parameters are fields, `.fields`; in a warm-up
+            `round-00000000-warm-up-00000567.pt`; and `history.jsonl`.
+        game: `Hyco`, `SplitHyco`, `PhysicsOnly`, `NetworkOnly`, a PINN, `DeepRitz`: what is run in rounds.
         seconds: From one checkpoint to the next; None: not by time.
-        rounds: So many rounds from one to the next; None: not by rounds.
+        rounds: So many rounds, or rounds of the warm-up, from one to the next; None: not by rounds.
         keep: The last so many are kept.
         configuration: What else tells this run from others, as JSON knows it; a checkpoint with another one is refused.
             Without it, one of other modules, activations, residuals, time steps or sensor values is.
@@ -122,7 +131,7 @@ class Checkpoints:
         self.folder = output_folder(folder, self.comm)
         self._log: HistoryLog | None = None
         self._logged = 0
-        self._written = game.next_round
+        self._written = self._place()
         self._last = time.monotonic()
         self._inside = self._begun = False
         self._signals: set[int] = set()
@@ -142,7 +151,7 @@ class Checkpoints:
     def __exit__(self, kind: Any, *_: Any) -> None:
         try:
             # An error may be on this rank alone, so nothing collective.
-            if kind is None and self._begun and self.trainer.next_round != self._written:
+            if kind is None and self._begun and self._place() != self._written:
                 self.write()
         finally:
             self._inside = False
@@ -160,8 +169,8 @@ class Checkpoints:
         """Not for use: what plays rounds calls `keep`."""
         raise TypeError("Checkpoints serve what is run in rounds by hyco_fem.game.loop.run, and this run is not")
 
-    def begin(self, trainer: Trainer) -> None:
-        """Check that this is the run to be kept, before a round is played.
+    def begin(self, trainer: Any) -> None:
+        """Check that this is the run to be kept, before anything is played.
 
         Raises ValueError on all ranks where it is not, or where the folder holds checkpoints of a run before.
         """
@@ -176,7 +185,7 @@ class Checkpoints:
                     "resume() to go on with it, or choose another folder"
                 )
             if not self._begun:  # rounds may have been played since these were made
-                self.course.first = self._written = trainer.next_round
+                self.course.first, self._written = trainer.next_round, self._place()
         self._begun = True
 
     def keep(self) -> str | None:
@@ -190,9 +199,20 @@ class Checkpoints:
             self.comm.Allreduce(MPI.IN_PLACE, flags, op=MPI.MAX)
         if flags[3]:
             raise_together(self.comm, error)
-        if flags[:3].any() or (self.rounds is not None and self.trainer.next_round - self._written >= self.rounds):
+        if flags[:3].any() or (self.rounds is not None and self._rounds_since() >= self.rounds):
             self.write()
         return "signal" if flags[0] else None
+
+    def _place(self) -> Place:
+        played = self.trainer.warming
+        return self.trainer.next_round, math.inf if played is None else played
+
+    def _rounds_since(self) -> float:
+        """Rounds since the last checkpoint: of the warm-up while it is under way, of the game after it."""
+        (number, played), (written, before) = self._place(), self._written
+        if played == math.inf:
+            return number - written
+        return played if before == math.inf else played - before
 
     def _append(self) -> Exception | None:
         """New records to the log, on rank 0; what went wrong."""
@@ -220,8 +240,9 @@ class Checkpoints:
         self.begin(self.trainer)
         raise_together(self.comm, self._append())
         self._last = time.monotonic()
-        number = self.trainer.next_round
-        path = self.folder / f"round-{number:08d}.pt"
+        number, played = place = self._place()
+        warming = "" if played == math.inf else f"-warm-up-{int(played):08d}"
+        path = self.folder / f"round-{number:08d}{warming}.pt"
         state = plain(self.trainer.state())
         try:
             rest, fields = self._fields.write(path.with_suffix(".fields"), state)
@@ -235,17 +256,18 @@ class Checkpoints:
                         "description": self._description(state),
                         "first": self.course.first,
                         "round": number,
+                        "warm_up": self.trainer.warming,
                         "history": self._log.mark(),
                         "fields": fields,
                         "state": rest,
                         "random": random_state(),
                     }
                     write_sealed(path, content)
-                    self._prune(number)
+                    self._prune(place)
         except OSError as error:
             text = self.comm.bcast(_cannot_write(path, error, self.folder) if self.comm.rank == 0 else "")
             raise OSError(text) from None
-        self._written = number
+        self._written = place
         return path
 
     def _description(self, state: State) -> dict[str, Any]:
@@ -261,9 +283,9 @@ class Checkpoints:
             "identity": identity(self.trainer),
         }
 
-    def _prune(self, number: int) -> None:
+    def _prune(self, place: Place) -> None:
         """Remove all but the last few up to this round; what is of later rounds is not of this run."""
-        for path in [p for p in _found(self.folder) if _number(p) <= number][self.kept :]:
+        for path in [p for p in _found(self.folder) if _place_of(p) <= place][self.kept :]:
             path.unlink(missing_ok=True)
         for path in self.folder.glob("round-*.fields"):
             if not path.with_suffix(".pt").exists():
@@ -284,7 +306,8 @@ class Checkpoints:
         Warns where a checkpoint is passed over.
         """
         names: list[str] = self.comm.bcast([p.name for p in _found(self.folder)] if self.comm.rank == 0 else [])
-        own = self._description(plain(self.trainer.state())) if names else {}
+        # Rounding may depend on the rank, and the decision must not.
+        own = self.comm.bcast(self._description(plain(self.trainer.state()))) if names else {}
         refused: list[str] = []
         for path in (self.folder / name for name in names):
             content, log, reason = self.comm.bcast(self._read(path) if self.comm.rank == 0 else None)
@@ -330,26 +353,33 @@ class Checkpoints:
         restore_random(content["random"])
         records = HistoryLog.records(log)
         self.course = Course(content["first"], records)
-        self._logged, self._written, self._last = len(records), content["round"], time.monotonic()
+        self._logged, self._written, self._last = len(records), self._place(), time.monotonic()
         with agreed(self.comm):
             if self.comm.rank == 0:
                 if self._log is not None:
                     self._log.close()
                 self._log = HistoryLog(self.folder / _LOG, log)
         self._begun = True
-        return Restart(path, content["round"], list(records), content["configuration"], content["versions"])
+        return Restart(
+            path,
+            content["round"],
+            list(records),
+            content["configuration"],
+            content["versions"],
+            content["warm_up"],
+        )
 
 
-def _number(path: Path) -> int:
-    """The round of a checkpoint."""
+def _place_of(path: Path) -> Place:
+    """How far the run of a checkpoint was."""
     found = _NAME.fullmatch(path.name)
     assert found is not None
-    return int(found[1])
+    return int(found[1]), math.inf if found[2] is None else int(found[2])
 
 
 def _found(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=_number, reverse=True)
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=_place_of, reverse=True)
 
 
 def _cannot_write(path: Path, error: OSError, folder: Path) -> str:

@@ -26,7 +26,7 @@ import torch
 
 from hyco_fem.files import replace_file
 
-FORMAT = 1
+FORMAT = 2
 
 _SEAL = b"\nhyco_fem checkpoint sha256 "
 _TRAILER = len(_SEAL) + 64 + 1
