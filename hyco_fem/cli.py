@@ -2,11 +2,15 @@
 
     hyco-fem run experiment.toml --set game.rounds=50     mpirun -n 4 hyco-fem run experiment.toml
     hyco-fem run experiment.toml --dry-run
-    hyco-fem resume out/experiment
-    hyco-fem verify experiment.toml
-    hyco-fem info
+    hyco-fem resume out/experiment                        go on after a time limit, a signal or a crash
+    hyco-fem report out/experiment                        one HTML page of what a run has left
+    hyco-fem compare experiment.toml --seeds 3            HYCO against its baselines, on sensors left out
+    hyco-fem convergence experiment.toml --degrees 1,2    how fine must the mesh be?
+    hyco-fem verify experiment.toml                       are the gradients right, on any number of ranks?
+    hyco-fem info                                         versions, MPI, threads
 
-Exit status: 0, 1 for an error while running, 2 for a wrong command line or configuration.
+Exit status: 0, 1 for an error while running, 2 for a wrong command line or configuration, 130 for Ctrl-C, 141 where
+nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -28,11 +32,12 @@ import torch
 from hyco_fem.experiment.check import check
 from hyco_fem.experiment.configuration import read_experiment
 from hyco_fem.experiment.estimate import estimate
+from hyco_fem.experiment.methods import METHODS
 from hyco_fem.experiment.run import read_stored, run_experiment
 from hyco_fem.experiment.tables import ConfigurationError
 from hyco_fem.io.checkpoint_file import versions
 from hyco_fem.parallel import limit_threads
-from hyco_fem.script import run_script
+from hyco_fem.script import closed_output_ends, run_script
 
 Command = Callable[[argparse.Namespace, MPI.Comm], None]
 
@@ -43,7 +48,8 @@ _OPTIONAL = ("gmsh", "slepc4py", "matplotlib", "scipy", "rich", "checkpoint_sche
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command.  Collective; ends the process with its status where that is not 0."""
     comm = MPI.COMM_WORLD
-    options = _options(arguments, comm)
+    with closed_output_ends(comm):
+        options = _options(arguments, comm)
     wrong: list[ConfigurationError] = []
 
     def body() -> None:
@@ -67,34 +73,69 @@ def _options(arguments: Sequence[str] | None, comm: MPI.Comm) -> argparse.Namesp
         if comm.rank > 0:
             stack.enter_context(contextlib.redirect_stderr(silent))
             stack.enter_context(contextlib.redirect_stdout(silent))
-        return _parser().parse_args(arguments)
+        parser = _parser()
+        options = parser.parse_args(arguments)
+        if options.command is None:
+            parser.print_help(sys.stderr)
+            sys.exit(2)
+        return options
 
 
 def _parser() -> argparse.ArgumentParser:
     text = "Finite elements and neural networks, fitted together to sensor data."
-    parser = argparse.ArgumentParser(prog="hyco-fem", description=text)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    end = "hyco-fem COMMAND --help tells more.  mpirun -n 4 hyco-fem COMMAND … runs it on four ranks."
+    parser = argparse.ArgumentParser(prog="hyco-fem", description=text, epilog=end)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="such as game.rounds=50"
     )
 
     def add(name: str, command: Command, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, parents=parents)
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
         sub.set_defaults(command=command)
         return sub
 
-    sub = add("run", run, "play an experiment and write its results", settings)
-    sub.add_argument("experiment", type=Path, help="the TOML file")
+    def experiment(sub: argparse.ArgumentParser, out: bool = True) -> argparse.ArgumentParser:
+        sub.add_argument("experiment", type=Path, help="the TOML file")
+        if out:
+            sub.add_argument("--out", type=Path, metavar="DIR", help="by default the output folder of the experiment")
+        return sub
+
+    sub = experiment(add("run", run, "play an experiment and write its results", settings), out=False)
     sub.add_argument("--dry-run", action="store_true", help="tell sizes, memory and time, and write nothing")
     sub.add_argument("--overwrite", action="store_true", help="start again, whatever checkpoints there are")
     sub = add("resume", resume, "go on with a run from its last checkpoint", settings)
     sub.add_argument("folder", type=Path, help="the output folder")
+    sub = add("report", report, "make one HTML page of what a run, or several, have left")
+    sub.add_argument("folder", type=Path, help="the output folder, or one with output folders in it")
+    sub.add_argument("--to", type=Path, metavar="FILE", help="by default report.html in the folder")
+    sub = experiment(add("compare", compare, "judge methods by sensors left out, and by the truth", settings))
+    sub.add_argument("--methods", type=_names, metavar="A,B", help=f"of {', '.join(METHODS)}; all by default")
+    sub.add_argument("--seeds", type=int, default=5, metavar="N", help="of network and ghost points (5)")
+    sub.add_argument("--folds", type=int, default=5, metavar="K", help="of the sensors (5); 0 with --truth alone")
+    sub.add_argument("--truth", type=Path, metavar="FILE", help="a TOML file with the true coefficients")
+    sub = experiment(add("convergence", convergence, "solve on finer meshes: is the mesh fine enough?", settings))
+    sub.add_argument("--levels", type=int, default=4, metavar="N", help="meshes, each with cells half as large (4)")
+    sub.add_argument("--degrees", type=_whole, metavar="P,Q", help="of the elements; that of the file by default")
+    sub.add_argument("--at", type=Path, metavar="OUT", help="with the coefficients that a run has found")
     sub = add("verify", verify, "check the gradient of an experiment's PDE, and its numbers on 1 … N ranks", settings)
-    sub.add_argument("experiment", type=Path, help="the TOML file")
+    experiment(sub, out=False)
     sub.add_argument("--tolerance", type=float, default=1e-10, help="between numbers of ranks, relative")
-    add("info", info, "versions, PETSc packages, MPI, threads")
+    add("info", info, "tell versions, PETSc packages, MPI, threads")
     return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _whole(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers, such as 1,2, not '{text}'") from None
 
 
 def _say(comm: MPI.Comm) -> Callable[[str], None]:
@@ -120,6 +161,48 @@ def resume(options: argparse.Namespace, comm: MPI.Comm) -> None:
     limit_threads(comm)
     experiment = read_stored(options.folder, options.settings, comm)
     run_experiment(experiment, comm, resume=True, say=_say(comm))
+
+
+def report(options: argparse.Namespace, comm: MPI.Comm) -> None:
+    """hyco-fem report."""
+    from hyco_fem.experiment.report import write_report
+
+    _say(comm)(f"written to {write_report(options.folder, comm, options.to)}")
+
+
+def compare(options: argparse.Namespace, comm: MPI.Comm) -> None:
+    """hyco-fem compare."""
+    from hyco_fem.experiment.compare import compare
+
+    limit_threads(comm)
+    experiment = read_experiment(options.experiment, options.settings, comm=comm)
+    compare(
+        experiment,
+        comm,
+        methods=options.methods,
+        seeds=options.seeds,
+        folds=options.folds,
+        truth=options.truth,
+        folder=options.out,
+        say=_say(comm),
+    )
+
+
+def convergence(options: argparse.Namespace, comm: MPI.Comm) -> None:
+    """hyco-fem convergence."""
+    from hyco_fem.experiment.convergence import convergence
+
+    limit_threads(comm)
+    experiment = read_experiment(options.experiment, options.settings, comm=comm)
+    convergence(
+        experiment,
+        comm,
+        levels=options.levels,
+        degrees=options.degrees,
+        at=options.at,
+        folder=options.out,
+        say=_say(comm),
+    )
 
 
 def verify(options: argparse.Namespace, comm: MPI.Comm) -> None:

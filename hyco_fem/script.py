@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mpi4py import MPI
@@ -22,7 +27,8 @@ def run_script(main: Callable[[], object], comm: MPI.Comm = MPI.COMM_WORLD) -> N
     """Call main() as the body of a script under mpirun.  Collective.
 
     An error that all ranks raise, as those of this package are, is printed once, by rank 0, and every rank exits with
-    status 1.  An error on some ranks only is printed by them with its traceback, and all ranks are aborted.
+    status 1.  An error on some ranks only is printed by them with its traceback, and all ranks are aborted.  Ctrl-C
+    ends it in one line with status 130, an output that nobody reads any more (`| head`) quietly with 141.
 
     What the package has to tell (`logging.getLogger("hyco_fem")`: which solver was chosen, for instance) is printed by
     rank 0, unless the script has set up logging itself.
@@ -30,11 +36,12 @@ def run_script(main: Callable[[], object], comm: MPI.Comm = MPI.COMM_WORLD) -> N
     _show_log()
     own = comm.Dup()  # so that waiting for the others cannot meet a collective call that they are in
     try:
-        main()
+        with closed_output_ends(comm):
+            main()
     except KeyboardInterrupt:
         if comm.rank == 0:
             print("interrupted", file=sys.stderr, flush=True)
-        comm.Abort(130)
+        _end(comm, 130)
     except Exception as error:
         if not _all_here(own):
             print(f"rank {comm.rank} alone:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
@@ -45,6 +52,45 @@ def run_script(main: Callable[[], object], comm: MPI.Comm = MPI.COMM_WORLD) -> N
         own.Barrier()
         sys.exit(1)
     own.Free()
+
+
+@contextmanager
+def closed_output_ends(comm: MPI.Comm = MPI.COMM_WORLD) -> Iterator[None]:
+    """End the process with status 141 where the block writes to an output that was closed, as `| head` does.
+
+    PETSc takes the signal for that, SIGPIPE, as a crash and says so at length; Python's way is to ignore it, and to
+    raise BrokenPipeError.  Local to the rank; where there are others, they are aborted.
+    """
+    if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _closed():
+            raise
+        # What is left in the buffer goes nowhere when Python ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(comm, 141)
+
+
+def _closed() -> bool:
+    """Whether nobody reads the output any more."""
+    with suppress(AttributeError, OSError, ValueError):  # where it is no file, or there is no poll
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        return bool(output.poll(0))
+    return False
+
+
+def _end(comm: MPI.Comm, status: int) -> None:
+    """End all ranks, wherever they are."""
+    if comm.size > 1:
+        comm.Abort(status)
+    sys.exit(status)
 
 
 def _expected(error: Exception) -> bool:

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 from test_experiment import TABLE, changed, frozen, mutated, mutations, written
 from test_script import environment, mpirun
 
+from hyco_fem import cli
 from hyco_fem.cli import main
 from hyco_fem.experiment.configuration import read_experiment
 from hyco_fem.experiment.run import read_stored, run_experiment
@@ -112,6 +113,42 @@ def test_a_mutated_configuration_is_run_or_refused_in_one_line(
     assert ended in (0, 2), errors
     assert errors.count("\n") == (ended > 0), errors
     shutil.rmtree(folder / "out", ignore_errors=True)
+
+
+def test_without_a_command_there_is_help_and_status_two(capfd: pytest.CaptureFixture[str]) -> None:
+    assert status() == 2
+    said, errors = capfd.readouterr()
+    assert said == ""
+    if WORLD.rank == 0:
+        names = re.findall(r"^    (\w+) ", errors, re.M)
+        assert names == ["run", "resume", "report", "compare", "convergence", "verify", "info"]
+        assert all(f"hyco-fem {name} " in (cli.__doc__ or "") or name == "info" for name in names)
+    else:
+        assert errors == ""
+
+
+def test_a_report_is_made_and_its_path_told(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path, out = written(folder), folder / "out"
+    assert status("run", path, "--set", "game.rounds=1", "--set", f"output.folder={out}") == 0
+    capfd.readouterr()
+    assert status("report", out, "--to", folder / "page.html") == 0
+    said, errors = capfd.readouterr()
+    assert errors == ""
+    assert (folder / "page.html").stat().st_size > 1000
+    assert said == (f"written to {folder / 'page.html'}\n" if WORLD.rank == 0 else "")
+    assert status("report", folder / "nowhere") in (1, 2)
+    _, errors = capfd.readouterr()
+    assert "Traceback" not in errors
+
+
+@pytest.mark.serial
+def test_an_output_that_was_closed_ends_the_command_quietly(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m hyco_fem.cli info | head -2; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert (run.returncode, run.stderr) == (141, "")
+    assert run.stdout.count("\n") == 2
 
 
 def test_verify_shows_the_rates_and_a_dry_run_the_sizes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

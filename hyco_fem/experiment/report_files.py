@@ -24,7 +24,7 @@ FIELDS, SERIES = "fields.xdmf", "series.xdmf"
 # Left by hyco-fem compare and hyco-fem convergence: these must be what they should be.
 TABLES = ("compare.json", "convergence.json")
 
-_CHECKPOINT = re.compile(r"round-(\d{8,})\.pt")
+_CHECKPOINT = re.compile(r"round-(\d{8,})(?:-warm-up-\d{8,})?\.pt")
 
 
 @dataclass(frozen=True, eq=False)
