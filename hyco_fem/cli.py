@@ -3,14 +3,15 @@
     hyco-fem run experiment.toml --set game.rounds=50     mpirun -n 4 hyco-fem run experiment.toml
     hyco-fem run experiment.toml --dry-run
     hyco-fem resume out/experiment                        go on after a time limit, a signal or a crash
+    hyco-fem run experiment.toml --resume                 the same, or start: for jobs that are put back into the queue
     hyco-fem report out/experiment                        one HTML page of what a run has left
     hyco-fem compare experiment.toml --seeds 3            HYCO against its baselines, on sensors left out
     hyco-fem convergence experiment.toml --degrees 1,2    how fine must the mesh be?
     hyco-fem verify experiment.toml                       are the gradients right, on any number of ranks?
     hyco-fem info                                         versions, MPI, threads
 
-Exit status: 0, 1 for an error while running, 2 for a wrong command line or configuration, 130 for Ctrl-C, 141 where
-nobody reads the output any more.
+Exit status: 0, 1 for an error while running, 2 for a wrong command line or configuration, 75 (EX_TEMPFAIL) where a
+signal has stopped a run that can go on, 130 for Ctrl-C, 141 where nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -39,10 +40,14 @@ from hyco_fem.io.checkpoint_file import versions
 from hyco_fem.parallel import limit_threads
 from hyco_fem.script import closed_output_ends, run_script
 
-Command = Callable[[argparse.Namespace, MPI.Comm], None]
+# Its exit status, where that is not 0.
+Command = Callable[[argparse.Namespace, MPI.Comm], int | None]
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, but it is not done.
+_NOT_DONE = 75
 
 _PACKAGES = ("mumps", "superlu_dist", "hypre", "suitesparse", "scalapack", "ptscotch", "parmetis", "ml")
-_OPTIONAL = ("gmsh", "slepc4py", "matplotlib", "scipy", "rich", "checkpoint_schedules")
+_OPTIONAL = ("gmsh", "slepc4py", "matplotlib", "pyvista", "h5py", "scipy", "rich", "checkpoint_schedules")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,10 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with closed_output_ends(comm):
         options = _options(arguments, comm)
     wrong: list[ConfigurationError] = []
+    status: list[int | None] = []
 
     def body() -> None:
         try:
-            options.command(options, comm)
+            status.append(options.command(options, comm))
         except ConfigurationError as error:
             wrong.append(error)
             raise
@@ -64,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         # run_script has told of the error, once for all ranks.
         sys.exit(2 if wrong and end.code == 1 else end.code)
+    if status and status[0]:
+        sys.exit(status[0])
 
 
 def _options(arguments: Sequence[str] | None, comm: MPI.Comm) -> argparse.Namespace:
@@ -105,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = experiment(add("run", run, "play an experiment and write its results", settings), out=False)
     sub.add_argument("--dry-run", action="store_true", help="tell sizes, memory and time, and write nothing")
-    sub.add_argument("--overwrite", action="store_true", help="start again, whatever checkpoints there are")
+    again = sub.add_mutually_exclusive_group()
+    again.add_argument("--overwrite", action="store_true", help="start again, whatever checkpoints there are")
+    again.add_argument("--resume", action="store_true", help="go on from the last checkpoint, where there is one")
     sub = add("resume", resume, "go on with a run from its last checkpoint", settings)
     sub.add_argument("folder", type=Path, help="the output folder")
     sub = add("report", report, "make one HTML page of what a run, or several, have left")
@@ -146,21 +156,23 @@ def _say(comm: MPI.Comm) -> Callable[[str], None]:
     return say
 
 
-def run(options: argparse.Namespace, comm: MPI.Comm) -> None:
+def run(options: argparse.Namespace, comm: MPI.Comm) -> int | None:
     """hyco-fem run."""
     limit_threads(comm)
     experiment = read_experiment(options.experiment, options.settings, comm=comm)
     if options.dry_run:
         _say(comm)(str(estimate(experiment, comm)))
-    else:
-        run_experiment(experiment, comm, overwrite=options.overwrite, say=_say(comm))
+        return None
+    result = run_experiment(experiment, comm, resume=options.resume, overwrite=options.overwrite, say=_say(comm))
+    return _NOT_DONE if result.stop == "signal" else None
 
 
-def resume(options: argparse.Namespace, comm: MPI.Comm) -> None:
+def resume(options: argparse.Namespace, comm: MPI.Comm) -> int | None:
     """hyco-fem resume."""
     limit_threads(comm)
     experiment = read_stored(options.folder, options.settings, comm)
-    run_experiment(experiment, comm, resume=True, say=_say(comm))
+    result = run_experiment(experiment, comm, resume=True, say=_say(comm))
+    return _NOT_DONE if result.stop == "signal" else None
 
 
 def report(options: argparse.Namespace, comm: MPI.Comm) -> None:

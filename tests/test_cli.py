@@ -7,8 +7,10 @@ import json
 import logging
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from hypothesis import HealthCheck, settings
 from test_experiment import TABLE, changed, frozen, mutated, mutations, written
 from test_script import environment, mpirun
 
+import hyco_fem as hf
 from hyco_fem import cli
 from hyco_fem.cli import main
 from hyco_fem.experiment.configuration import read_experiment
@@ -206,6 +209,31 @@ def test_two_ranks_write_what_one_does_and_go_on_with_it(tmp_path: Path) -> None
 
 
 @pytest.mark.serial
+def test_a_signal_is_status_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """What a job that is put back into the queue relies on."""
+    written(tmp_path)
+    command = [sys.executable, "-m", "hyco_fem.cli", "run", "small.toml", "--set", "output.folder=out", "--resume"]
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "text": True, "stdout": subprocess.PIPE}
+    with subprocess.Popen([*command, "--set", "game.rounds=1000000"], **options) as first:
+        lines = tmp_path / "out" / "history.jsonl.running"
+        end = time.monotonic() + 120.0
+        while not (lines.is_file() and lines.stat().st_size > 2000) and time.monotonic() < end:
+            time.sleep(0.05)
+        first.send_signal(signal.SIGTERM)
+        told, _ = first.communicate(timeout=120)
+    assert first.returncode == 75, told
+    assert "there is no checkpoint: starts" in told
+    assert "ended by signal" in told
+    done = int(re.search(r"(\d+) rounds, ended", told)[1])  # type: ignore[index]
+    again = subprocess.run([*command, "--set", f"game.rounds={done + 2}"], **options, timeout=120, check=False)
+    assert again.returncode == 0, again.stdout
+    assert f"goes on at round {done}" in again.stdout, again.stdout
+    assert [row[0] for row in history(tmp_path / "out")[1:]] == [str(k) for k in range(done + 3)]  # and the end
+    records = hf.read_history(tmp_path / "out" / "history.jsonl")
+    assert [record.round for record in records] == list(range(done + 3))
+
+
+@pytest.mark.serial
 def test_two_ranks_tell_of_an_error_once(tmp_path: Path) -> None:
     path = written(tmp_path, TABLE)
     run = mpirun(2, "-m", "hyco_fem.cli", "run", path, "--set", "game.rnds=2", cwd=tmp_path, module=())
@@ -240,7 +268,15 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not(folder: Path) -> None:
     rows, expected = history(folder / "out"), history(folder / "whole")
     assert rows[0] == expected[0]
     np.testing.assert_allclose(np.array(rows[1:], float), np.array(expected[1:], float), rtol=1e-8, atol=1e-12)
-    names = {"experiment.toml", "history.csv", "summary.json", "fields.xdmf", "fields.h5", "checkpoints"}
+    names = {
+        "experiment.toml",
+        "history.csv",
+        "history.jsonl",
+        "summary.json",
+        "fields.xdmf",
+        "fields.h5",
+        "checkpoints",
+    }
     assert {p.name for p in (folder / "out").iterdir()} == names
     assert tomllib.loads((folder / "out" / "experiment.toml").read_text(encoding="utf-8"))["game"]["rounds"] == 4
 

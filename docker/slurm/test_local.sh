@@ -288,9 +288,10 @@ try_requeue_status() {
     say "requeue.sbatch: status 3 ends the job, status 75 starts it again"
 }
 
-# The demo, with the signal of the limit sent by hand: no round is missing or there twice.
+# The demo, with the signal of the limit sent by hand: no round is missing or there twice.  So many rounds that it is not
+# done within JOB_GRACE.
 try_requeue_demo() {
-    local run=$folder/restart rounds=600 second
+    local run=$folder/restart rounds=3000 second
     JOB_LAUNCHER=srun JOB_GRACE=5 JOB_COMMAND="python3 -m mpi4py demos/restart.py --rounds $rounds --out $run" submit restart \
         --ntasks=2 "$here/requeue.sbatch" &
     for ((second = 0; second < 60; second++)); do

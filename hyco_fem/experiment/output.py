@@ -17,6 +17,7 @@ from hyco_fem.experiment.schema import Experiment
 from hyco_fem.game.history import Result
 from hyco_fem.io.checkpoint_file import versions
 from hyco_fem.io.fields import write_fields
+from hyco_fem.io.history import HistoryFile
 from hyco_fem.models.pde_model import PerInterval
 from hyco_fem.models.transient import TransientModel
 
@@ -26,6 +27,8 @@ def write_results(experiment: Experiment, built: Built, result: Result, folder: 
     comm = built.physical.comm
     extra = {"title": experiment.title, "ranks": comm.size, "sensors": built.data.n, "versions": versions()}
     result.save(folder, comm, extra)
+    with HistoryFile(folder / "history.jsonl", comm, past=result.history):
+        pass  # as history.csv: the rounds, and the state at the end
     if experiment.output.fields:
         if isinstance(built.physical, TransientModel):
             write_fields(folder / "series.xdmf", series(built), built.physical.times)

@@ -1,7 +1,7 @@
 """A run of an experiment: its output folder, its checkpoints, and what is written at the end.  Collective throughout.
 
 experiment.toml      the configuration as used, all defaults written out; `hyco-fem resume` goes on from it
-history.csv          line by line (history.csv.running until the run has ended)
+history.csv, .jsonl  line by line (history.csv.running and history.jsonl.running until the run has ended)
 checkpoints/         see `hyco_fem.Checkpoints`; inputs.json: SHA-256 of the files that the run was started with
 summary.json         parameters, losses, why the run ended, versions
 fields.xdmf          u of both models and the coefficients, for ParaView; in time at the end of the interval
@@ -30,7 +30,7 @@ from hyco_fem.experiment.toml import dump
 from hyco_fem.files import output_folder, replace_file
 from hyco_fem.game.history import Result
 from hyco_fem.game.progress import progress
-from hyco_fem.io.checkpoint import Checkpoints
+from hyco_fem.io.checkpoint import Checkpoints, Restart
 from hyco_fem.io.checkpoint_file import difference
 from hyco_fem.io.history import HistoryFile
 from hyco_fem.models.transient import TransientModel
@@ -40,7 +40,7 @@ CONFIGURATION = "experiment.toml"
 _CHECKPOINTS = "checkpoints"
 _INPUTS = "inputs.json"
 # What a folder without a configuration must not hold: it would be overwritten.
-_RESULTS = ("summary.json", "history.csv", "fields.xdmf", _CHECKPOINTS)
+_RESULTS = ("summary.json", "history.csv", "history.jsonl", "fields.xdmf", _CHECKPOINTS)
 
 Say = Callable[[str], None]
 
@@ -84,20 +84,30 @@ def run_experiment(
     ) as checkpoints:
         done = checkpoints.resume() if resume else None
         if resume:
-            say(
-                "there is no checkpoint: starts" if done is None else f"goes on at round {done.round}, from {done.path}"
-            )
+            say(_where(done))
         _write_configuration(experiment, folder, comm)
         past = [] if done is None else done.history
         left = max(0, rounds - len(past))
-        with HistoryFile(folder / "history.csv", comm, past=past) as file, progress(left, comm) as shown:
-            result = game.run(rounds, stopping=built.stopping, callbacks=[checkpoints, file, shown])
+        with (
+            HistoryFile(folder / "history.csv", comm, past=past) as table,
+            HistoryFile(folder / "history.jsonl", comm, past=past) as lines,
+            progress(left, comm) as shown,
+        ):
+            result = game.run(rounds, stopping=built.stopping, callbacks=[checkpoints, table, lines, shown])
     write_results(experiment, built, result, folder)
     built.close()
     found = ", ".join(f"{k} {np.round(v, 4).tolist()}" for k, v in result.parameters.items())
     say(f"{result.rounds} rounds, ended by {result.stop}: {found}")
     say(f"written to {folder}/" + (f"; hyco-fem resume {folder} goes on" if result.stop == "signal" else ""))
     return result
+
+
+def _where(done: Restart | None) -> str:
+    """Where a run goes on, in words."""
+    if done is None:
+        return "there is no checkpoint: starts"
+    place = f"at round {done.round}" if done.warm_up is None else f"in the warm-up, after {done.warm_up} rounds"
+    return f"goes on {place}, from {done.path}"
 
 
 def _write_configuration(experiment: Experiment, folder: Path, comm: MPI.Comm) -> None:
