@@ -4,7 +4,7 @@ set -euo pipefail
 
 here=$(cd -P -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 checkout=$(dirname -- "$here")
-tests=(tests/test_parallel.py tests/test_points.py tests/test_derivatives.py tests/test_hyco.py tests/test_io.py)
+tests=(tests/test_parallel.py tests/test_points.py tests/test_derivatives.py tests/test_hyco.py tests/test_files_fields.py)
 
 usage() {
     cat <<USAGE
