@@ -11,7 +11,8 @@
     hyco-fem info                                         versions, MPI, threads
 
 Exit status: 0, 1 for an error while running, 2 for a wrong command line or configuration, 75 (EX_TEMPFAIL) where a
-signal has stopped a run that can go on, 130 for Ctrl-C, 141 where nobody reads the output any more.
+signal has stopped a run that can go on, 130 for Ctrl-C, 141 where nobody reads the output any more.  Under mpirun the
+status is mpirun's; and of a signal to mpirun itself the ranks may know for half a second only: send it to the ranks.
 """
 
 from __future__ import annotations
@@ -114,7 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = experiment(add("run", run, "play an experiment and write its results", settings), out=False)
     sub.add_argument("--dry-run", action="store_true", help="tell sizes, memory and time, and write nothing")
     again = sub.add_mutually_exclusive_group()
-    again.add_argument("--overwrite", action="store_true", help="start again, whatever checkpoints there are")
+    again.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start the same experiment again, and replace its checkpoints and results",
+    )
     again.add_argument("--resume", action="store_true", help="go on from the last checkpoint, where there is one")
     sub = add("resume", resume, "go on with a run from its last checkpoint", settings)
     sub.add_argument("folder", type=Path, help="the output folder")

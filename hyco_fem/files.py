@@ -26,9 +26,9 @@ def output_folder(path: str | Path, comm: MPI.Comm = MPI.COMM_WORLD) -> Path:
                 with tempfile.TemporaryFile(dir=folder):
                     pass
             except OSError as error:
-                raise OSError(
-                    f"the output folder '{folder}' cannot be written ({error.strerror or error}); choose another one"
-                ) from None
+                file = isinstance(error, (FileExistsError, NotADirectoryError))
+                why = "it is a file, or in one" if file else error.strerror or error
+                raise OSError(f"the output folder '{folder}' cannot be written ({why}); choose another one") from None
     return folder
 
 

@@ -421,3 +421,23 @@ def test_what_checkpoints_cost_is_reported_for_a_network_and_a_field() -> None:
     found = printed("checkpoint_cost.py", "--rounds", 3, "--cells", 8)
     assert found.keys() == {f"{game}_{key}" for game in ("case1", "field") for key in ("share", "write_ms", "bytes")}
     assert positive(found.values())
+
+
+def test_two_processes_do_not_keep_their_runs_in_one_folder(comm: MPI.Comm, folder: Path) -> None:
+    """A lock of another open file counts like one of another process."""
+    kept(folder, fit(comm), 2)
+    with Checkpoints(folder, fit(comm)) as first:
+        first.resume()
+        with pytest.raises(OSError, match="another process is at work in"), Checkpoints(folder, fit(comm)):
+            pass
+    assert kept(folder, fit(comm), 3)[0].round == 2, "and a lock ends with its block"
+
+
+def test_seconds_are_those_of_all_processes(comm: MPI.Comm, folder: Path) -> None:
+    _, first = kept(folder, fit(comm), 2)
+    _, both = kept(folder, fit(comm), 3)
+    assert both.timings["total"] > 0.5 * first.timings["total"]
+    game = fit(comm)
+    with Checkpoints(folder, game) as checkpoints:
+        checkpoints.resume()
+        assert game.clock.seconds["total"] > 0.0

@@ -31,6 +31,7 @@ from hyco_fem.experiment.configuration import read_experiment
 from hyco_fem.experiment.run import read_stored, run_experiment
 from hyco_fem.experiment.schema import Experiment
 from hyco_fem.experiment.tables import ConfigurationError
+from hyco_fem.models.pde_model import CoefficientError
 
 WORLD = MPI.COMM_WORLD
 
@@ -326,3 +327,39 @@ def test_vector_problems_are_run_and_their_fields_written(folder: Path, name: st
     text = (folder / "out" / "fields.xdmf").read_text(encoding="utf-8")
     for field in ("u_physical", "u_synthetic", unknown):
         assert f'Name="{field}"' in text
+
+
+def test_a_folder_with_results_and_no_checkpoints_is_not_overwritten(folder: Path) -> None:
+    written(folder)
+    run_experiment(stored(folder, "game.rounds=2"))
+    WORLD.Barrier()
+    if WORLD.rank == 0:
+        shutil.rmtree(folder / "out" / "checkpoints")
+    WORLD.Barrier()
+    before = contents(folder / "out")
+    for resume in (False, True):
+        with pytest.raises(ConfigurationError, match=r"holds summary.json, .* of a run without its checkpoints"):
+            run_experiment(stored(folder), resume=resume)
+    assert contents(folder / "out") == before
+    assert run_experiment(stored(folder, "game.rounds=1"), overwrite=True).rounds == 1
+
+
+def test_a_run_that_came_to_nothing_does_not_hold_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(folder)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise CoefficientError("'kappa' is not positive")
+
+    with monkeypatch.context() as patch, pytest.raises(CoefficientError):
+        patch.setattr(hf.Hyco, "run", fails)
+        run_experiment(stored(folder, "game.weights.b1=3.0"))
+    WORLD.Barrier()
+    assert (folder / "out" / "experiment.toml").is_file()
+    assert run_experiment(stored(folder, "game.rounds=1")).rounds == 1
+
+
+def test_a_run_goes_on_in_its_own_folder(folder: Path) -> None:
+    written(folder)
+    run_experiment(stored(folder, "game.rounds=1"))
+    with pytest.raises(ConfigurationError, match=r"output.folder: a run goes on in its own folder"):
+        read_stored(folder / "out", ["output.folder=elsewhere"], WORLD)

@@ -20,8 +20,9 @@ from test_script import mpirun
 import hyco_fem as hf
 from hyco_fem.experiment.build import build
 from hyco_fem.experiment.compare import compare, folds_of, seeded_with
+from hyco_fem.experiment.compare_table import quantile
 from hyco_fem.experiment.configuration import read_experiment
-from hyco_fem.experiment.methods import METHODS
+from hyco_fem.experiment.methods import METHODS, without
 from hyco_fem.experiment.tables import ConfigurationError
 from hyco_fem.experiment.toml import dump
 
@@ -83,6 +84,7 @@ def test_a_comparison_has_all_methods_and_is_not_run_twice(folder: Path) -> None
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == list(METHODS)
     assert rows[2]["misfit_physical_median"] == "", "a network leaves no physical model"
+    assert "pinn, variational_pinn: without weight decay" in found["notes"]
     before = (out / "compare.jsonl").read_text(encoding="utf-8")
     again: list[str] = []
     WORLD.Barrier()
@@ -197,6 +199,65 @@ def test_a_method_that_fails_is_counted_and_named(folder: Path, monkeypatch: pyt
     assert found["rows"][1][3] == "1 of 2"
     assert [n for n in found["notes"] if n.startswith("failed: network, seed 0, fold")] != []
     assert "FloatingPointError: diverges" in found["notes"][-1]
+
+
+def test_a_method_that_always_fails_has_its_columns_and_is_run_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, rounds: int, **options: Any) -> Any:
+        raise FloatingPointError("diverges")
+
+    experiment, out = read_experiment(small(folder)), folder / "out"
+    given: dict[str, Any] = {"folds": 2, "seeds": 1, "truth": truth(folder, TRUTH), "folder": out}
+    with monkeypatch.context() as patch:
+        patch.setattr("hyco_fem.game.baselines.PhysicsOnly.run", fails)
+        compare(experiment, methods=["physics", "network"], **given)
+    found = table_of(out)
+    assert found["columns"][1:5] == ["misfit physical", "misfit synthetic", "error physical", "error synthetic"]
+    assert [found["rows"][0][i] for i in range(1, 6)] == ["∞", "–", "∞", "–", "3 of 3"]
+    assert not any(note.startswith("parameters: not compared") for note in found["notes"])
+    said: list[str] = []
+    WORLD.Barrier()
+    compare(experiment, methods=["physics", "network"], say=said.append, **given)
+    assert said[0] == "3 of 6 runs are done already"
+    found = table_of(out)
+    assert found["columns"][5] == "parameters"
+    assert found["rows"][0][6] == "0 of 3"
+    assert not any(note.startswith("failed: ") for note in found["notes"])
+
+
+def test_medians_lie_between_two_values() -> None:
+    assert quantile([1.0, 2.0], 0.5) == 1.5
+    assert [quantile([1.0, 2.0, np.inf, np.inf], q) for q in (0.25, 0.5)] == [2.0, np.inf]
+
+
+def test_decay_and_prior_are_beside_the_data_as_in_the_game(folder: Path) -> None:
+    """Twice the weight of the data is half the decay, and a prior with √2 times the std."""
+    found = []
+    for name, a, decay, std in (("twice", 2.0, 4.0, 0.1), ("once", 1.0, 2.0, 0.1 * np.sqrt(2.0))):
+        prior = {"std": float(std), "mean": {"kappa.amplitudes": [3.0]}}
+        game = GAME | {"weights": {"a1": a, "a2": a, "decay": decay}, "prior": prior}
+        experiment = read_experiment(small(folder, game=game))
+        compare(experiment, folds=2, seeds=1, methods=["physics", "network"], folder=folder / name)
+        found.append([r.get("misfit_physical", r.get("misfit_synthetic")) for r in table_of(folder / name)["runs"]])
+        assert without(experiment) == ["prior", "weight decay"]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_number_with_bounds_is_compared_by_its_value(folder: Path) -> None:
+    """κ = 1.5 that does not move, and 2 in truth; what has bounds and is no number is not compared."""
+    kappa = {"type": "scalar", "value": 1.5, "lower": 0.1}
+    game = GAME | {"physical": {"type": "adam", "lr": 1e-12}}
+    experiment = read_experiment(small(folder, coefficients={"kappa": kappa}, game=game))
+    true = truth(folder, {"coefficients": {"kappa": {"type": "scalar", "value": 2.0}}})
+    compare(experiment, folds=0, seeds=1, methods=["physics"], truth=true, folder=folder / "out")
+    assert table_of(folder / "out")["runs"][0]["parameters"] == pytest.approx(0.25, rel=1e-9)
+    bumps = {"kappa": TRUTH["coefficients"]["kappa"] | {"lower": 0.1}}
+    experiment = read_experiment(small(folder, coefficients=bumps))
+    true = truth(folder, TRUTH)
+    compare(experiment, folds=0, seeds=1, methods=["physics"], truth=true, folder=folder / "bumps")
+    wanted = "parameters: not compared, as lower and upper change the meaning of the numbers of kappa"
+    assert wanted in table_of(folder / "bumps")["notes"]
 
 
 def test_what_a_method_cannot_do_is_a_sentence(folder: Path) -> None:

@@ -247,6 +247,18 @@ def test_levels_that_fail_are_named_and_the_others_kept(folder: Path, monkeypatc
     assert found["runs"][0]["L2"] > 0
 
 
+def test_a_bound_that_fails_leaves_its_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> float:
+        raise hf.SolveError("no eigenvalue")
+
+    monkeypatch.setattr(module, "guaranteed", fails)
+    convergence(read_experiment(square(folder)), levels=2, folder=folder / "out")
+    found = table_of(folder / "out")
+    assert [r["error"] for r in found["runs"]] == [None, None]
+    assert "bound" not in found["columns"]
+    assert "failed: the bound of level 1: SolveError: no eigenvalue" in found["notes"]
+
+
 def test_without_any_level_there_is_an_error_and_nothing_is_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

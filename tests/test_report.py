@@ -207,7 +207,7 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_is(folder: Path) -> None:
 
     on_root(go_on)
     page = report(out)
-    assert "The run has not ended: 2 of 4 rounds so far" in page.text
+    assert "The run has not ended: 3 of 4 rounds so far" in page.text
     assert f"hyco-fem resume {out} goes on from round 4" in page.text
     assert "fields of the part that had ended before" in page.text
     column = [line.split(",")[1] for line in (out / "history.csv").read_text(encoding="utf-8").splitlines()]
@@ -445,6 +445,33 @@ def test_sensors_whose_file_is_gone_are_a_note(folder: Path) -> None:
     assert circles == 2 * 2 * 3 + 2 * 3, text  # twice for each of three sensors on u, once on the others
     on_root(lambda: (folder / "sensors.csv").unlink())
     assert "The sensors are not drawn: the sensor file" in report(out).text
+
+
+def test_the_level_of_the_noise_is_the_number_of_components(folder: Path) -> None:
+    """A misfit is a sum over them; here the file of the sensors is another one when the page is written."""
+    out = played(folder)
+    lines = {1: "x,y,value,noise_std\n0.3,0.4,0.1,0.1\n", 2: "x,y,value_0,value_1,noise_std\n0.3,0.4,0.1,0.2,0.1\n"}
+    for components, text in lines.items():
+        on_root(lambda text=text: (folder / "sensors.csv").write_text(text, encoding="utf-8"))
+        assert f"Dotted: {components}, where a misfit is as large as the noise." in report(out).text
+
+
+def test_sensors_that_cannot_be_read_without_a_package_are_a_note(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise RuntimeError("sensors.h5 needs h5py")
+
+    out = played(folder)
+    monkeypatch.setattr("hyco_fem.experiment.report_files.read_sensors", fails)
+    assert "The sensors are not drawn: sensors.h5 needs h5py" in report(out).text
+
+
+def test_titles_that_are_lists_are_shown(folder: Path) -> None:
+    for name in ("1", "2"):
+        left(folder / name)
+        on_root(lambda name=name: (folder / name / "experiment.toml").write_text('title = ["a"]\n', encoding="utf-8"))
+    assert "['a']" in report(folder).text
 
 
 # -- many runs -------------------------------------------------------------------------------------------------

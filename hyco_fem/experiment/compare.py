@@ -2,9 +2,11 @@
 
 Each method is fitted, for each of several seeds of network and ghost points, to all sensors but those of one fold, for
 each of k folds, and judged by what it says at these; with a truth also to all sensors, and judged by its error.  Every
-method has the data, the PDE, the answers, the rounds and the weight decay of the file; see methods.py.
+method has the data, the PDE, the answers and the rounds of the file; weight decay and prior have all but the
+physics-informed networks; see methods.py.
 
-compare.jsonl     a line for each run, written when it is done: called again, only what is missing is run
+compare.jsonl     a line for each run, written when it is done: called again, only what is missing is run, and what
+                  has failed is run again
 compare.json, compare.csv, compare.png     the table, see findings.py; in the CSV quartiles by column
 """
 
@@ -26,12 +28,12 @@ import torch
 from hyco_fem.bridge.spacetime import SpaceTimePoints
 from hyco_fem.experiment.build import Built, build
 from hyco_fem.experiment.compare_picture import draw, size_of
-from hyco_fem.experiment.compare_table import METRICS, findings_of, notes_of, numbers, score
+from hyco_fem.experiment.compare_table import METRICS, findings_of, listed, notes_of, numbers, score
 from hyco_fem.experiment.findings import Findings, Say, check_run_folder, difference_in_words, whole_identity
-from hyco_fem.experiment.methods import METHODS, Task, chosen, impossible, rule_of
+from hyco_fem.experiment.methods import METHODS, Task, chosen, impossible, rule_of, without
 from hyco_fem.experiment.schema import Experiment
 from hyco_fem.experiment.tables import ConfigurationError
-from hyco_fem.experiment.truth import Truth, read_truth, solve_truth
+from hyco_fem.experiment.truth import Truth, read_truth, solve_truth, why_not_compared
 from hyco_fem.files import output_folder
 from hyco_fem.game.data import Data
 from hyco_fem.game.losses import network_values
@@ -66,7 +68,7 @@ def compare(
     folder: Path | None = None,
     say: Say = lambda text: None,
 ) -> Findings:
-    """Run what is missing, and write the table.  Collective.
+    """Run what is missing or has failed, and write the table.  Collective.
 
     Args:
         experiment: From `read_experiment`.
@@ -101,7 +103,7 @@ def compare(
             raise ConfigurationError(f"--methods: none of them can be run: {'; '.join(out.values())}")
         seeded = {name: seeds if METHODS[name].seeded or _has_seed(experiment) else 1 for name in names}
         last = parts[-1].name
-        judged = any((name, k, last) not in log.done for name in names for k in range(seeded[name]))
+        judged = any(not log.has(name, k, last) for name in names for k in range(seeded[name]))
         true = solve_truth(table, experiment, built) if table is not None and judged else None
         rule, data = rule_of(built), built.data
         noise = data.n_values / data.n_found if data.known_noise else None
@@ -111,8 +113,14 @@ def compare(
     log.begin()
     _run_missing(experiment, comm, log, seeded, parts, true, say)
     records = [log.done[name, k, part.name] for name in names for k in range(seeded[name]) for part in parts]
-    scores = [score(name, [r for r in records if r["method"] == name]) for name in names]
+    compared = any("parameters" in r for r in records)
+    scores = [score(name, [r for r in records if r["method"] == name], compared) for name in names]
     notes = notes_of(scores, records, out, seeded, seeds, folds, table, rule, noise)
+    informed = [name for name in names if name.endswith("pinn")]
+    if informed and without(experiment):
+        notes.append(f"{', '.join(informed)}: without {listed(without(experiment))}")
+    if table is not None and not compared and any(r["held"] is None and "error_physical" in r for r in records):
+        notes.append(f"parameters: not compared, as {why_not_compared(table, experiment)}")
     title = f"{experiment.title or experiment.problem.name or experiment.problem.function}: methods compared"
     findings = findings_of(title, scores, notes, records)
     picture = partial(draw, scores=scores, noise=noise)
@@ -164,6 +172,11 @@ class Log:
                 raise ConfigurationError(
                     f"--out: '{self.path.parent}' has a comparison of another experiment: {found}; choose another one"
                 )
+
+    def has(self, method: str, seed: int, part: str) -> bool:
+        """Whether a run is done, and has not failed."""
+        record = self.done.get((method, seed, part))
+        return record is not None and record["error"] is None
 
     def begin(self) -> None:
         """Make the file, or end a line that was cut off."""
@@ -236,7 +249,7 @@ def _run_missing(
     say: Say,
 ) -> None:
     left = [(k, m, p) for k in range(max(seeded.values())) for m in seeded if k < seeded[m] for p in parts]
-    todo = [(k, m, p) for k, m, p in left if (m, k, p.name) not in log.done]
+    todo = [(k, m, p) for k, m, p in left if not log.has(m, k, p.name)]
     if len(todo) < len(left):
         say(f"{len(left) - len(todo)} of {len(left)} runs are done already")
     start, seed, built, fresh = time.perf_counter(), -1, None, None

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hyco_fem.experiment.compare_table import quantile
+
 if TYPE_CHECKING:
     from hyco_fem.experiment.compare_table import Score
 
@@ -60,7 +62,7 @@ def _marks(ax: Any, y: float, values: np.ndarray, metric: str) -> None:
     finite = values[np.isfinite(values)]
     spread = 0.1 * (np.arange(len(finite)) / max(1, len(finite) - 1) - 0.5)
     ax.plot(finite, y + spread, marker, ms=4.5, alpha=0.7, color=colour, mew=0)
-    middle = float(np.quantile(values, 0.5, method="nearest"))
+    middle = quantile(values, 0.5)
     if np.isfinite(middle):
         ax.plot([middle] * 2, [y - 0.15, y + 0.15], color="black", lw=1.5, zorder=1.5)
     failed = len(values) - len(finite)

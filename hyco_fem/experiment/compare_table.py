@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +37,25 @@ class Score:
     def quartiles(self, metric: str) -> list[float] | None:
         """First quartile, median and third quartile; None where the method does not give it."""
         found = self.values.get(metric)
-        return [float(q) for q in np.quantile(found, [0.25, 0.5, 0.75], method="nearest")] if found else None
+        return [quantile(found, q) for q in (0.25, 0.5, 0.75)] if found else None
 
 
-def score(name: str, records: list[dict[str, Any]]) -> Score:
-    """The numbers of a method from its records."""
+def quantile(values: Sequence[float] | np.ndarray, q: float) -> float:
+    """Between two values the mean by distance; where some are infinite the larger one."""
+    return float(np.quantile(values, q, method="linear" if np.isfinite(values).all() else "higher"))
+
+
+def score(name: str, records: list[dict[str, Any]], compared: bool) -> Score:
+    """The numbers of a method from its records: of all that it could have, infinite where it failed.
+
+    compared: whether there are errors of the parameters.
+    """
+    method = METHODS[name]
     result = Score(name, runs=len(records), failed=sum(r["error"] is not None for r in records))
     for metric in METRICS:
         judged = [r for r in records if (r["held"] is None) != metric.startswith("misfit")]
-        if not any(metric in r for r in judged):
+        able = method.synthetic if metric.endswith("synthetic") else method.physical
+        if not (judged and able and (compared or metric != "parameters")):
             continue
         result.values[metric] = [
             _mean([r for r in judged if r["seed"] == seed], metric) for seed in sorted({r["seed"] for r in judged})
@@ -92,6 +103,11 @@ def numbers(scores: list[Score]) -> tuple[list[str], list[list[Any]]]:
     return ["method", *names, "runs", "failed", "solves", "seconds"], rows
 
 
+def listed(words: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 def notes_of(
     scores: list[Score],
     records: list[dict[str, Any]],
@@ -112,8 +128,6 @@ def notes_of(
     notes = [f"misfit: mean of {unit}, at sensors left out, in {folds} folds"] if folds else []
     if table is not None:
         notes.append(f"error: relative L² error of u, truth on {table.described()}; parameters: relative error")
-        if not any("parameters" in s.values for s in scores):
-            notes.append("parameters: not compared, as those of the truth are of another shape")
     notes.append(
         f"medians (quartiles) over {seeds} seed{'s' * (seeds > 1)}, a failure is ∞; solves, seconds: of one run"
     )

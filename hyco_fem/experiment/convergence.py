@@ -97,7 +97,8 @@ def convergence(
         for k, mesh in enumerate(meshes):
             if (p, k) == without:
                 continue
-            row = _level(_Solver(cases[p], values), mesh, Level(k, p), reference, reason is None and p == 1)
+            bounded = reason is None and p == 1
+            row = _level(_Solver(cases[p], values), mesh, Level(k, p), reference, bounded, told)
             rows.append(row)
             say(line_of(row))
     found = [row for row in rows if row.error is None]
@@ -298,8 +299,10 @@ def _as_reference(solver: _Solver, mesh: MeshAndTags) -> _Reference:
     return _Reference(solved, CellQuadrature(mesh.mesh, 2 * _degree(solved.u)), sigma, data.known_noise)
 
 
-def _level(solver: _Solver, mesh: MeshAndTags, row: Level, reference: _Reference, bounded: bool) -> Level:
-    """The row of a level, or the error that it ends with.  Collective."""
+def _level(
+    solver: _Solver, mesh: MeshAndTags, row: Level, reference: _Reference, bounded: bool, told: list[str]
+) -> Level:
+    """The row of a level, or the error that it ends with; a bound that fails is told.  Collective."""
     start = time.perf_counter()
     topology = mesh.mesh.topology
     row.cells, row.h = topology.index_map(topology.dim).size_global, mesh_size(mesh.mesh)
@@ -312,10 +315,14 @@ def _level(solver: _Solver, mesh: MeshAndTags, row: Level, reference: _Reference
         ratio = np.abs(change) / reference.sigma[:, None]
         row.L2, row.H1, row.energy = errors.L2, errors.H1, errors.energy
         row.at_sensors, row.largest = float(np.sqrt(np.mean(ratio**2))), float(ratio.max())
-        if bounded and row.cells <= _LARGEST:
-            row.bound = guaranteed(solver.experiment, mesh, solved.kappa)
     except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
         row.error = _first(error)
+        return row
+    if bounded and row.cells <= _LARGEST:
+        try:
+            row.bound = guaranteed(solver.experiment, mesh, solved.kappa)
+        except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
+            told.append(f"failed: the bound of level {row.level}: {_first(error)}")
     return row
 
 

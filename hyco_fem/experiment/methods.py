@@ -1,15 +1,16 @@
 """HYCO and what it is measured against, each made from the same experiment: the same data, PDE, answers and care.
 
 hyco               the game of the file
-physics            the PDE alone: min_θ L_phy, with the prior, by the physical player's answers
-network            the network alone: min_φ L_syn + decay |φ|², as many answers as in the game, the warm-up included
+physics            the PDE alone: min_θ a₁ L_phy and the prior, as in the game, by the physical player's answers
+network            the network alone: min_φ a₂ L_syn + decay |φ|², as many answers as in the game, the warm-up included
 no_interaction     the network alone, and then the PDE fitted to it at ghost points drawn afresh: nothing goes back
 pinn               network and coefficients together on the data and the strong residual at collocation points
 variational_pinn   the same with the assembled residual in its dual norm
 
 The physics-informed networks are moved by the answers of the synthetic player, with the learning rate of the physical
 one for the coefficients, as often as the network is in the game.  They make 100 |u − y|² + |r|² small, in the units of
-the file, plus 10 times the square of what is missed at the boundary, as in benchmarks/comparisons.
+the file, plus 10 times the square of what is missed at the boundary, as in benchmarks/comparisons; they have neither
+the prior nor the weight decay nor the bounds of the file.
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ class Task:
         first = getattr(given, "candidates", None) or [Weights()]
         return getattr(given, "base", None) or getattr(given, "start", None) or first[0]
 
+    def beside_data(self, weight: float, a: float) -> float:
+        """The weight of a prior or a decay beside data of weight 1, where the game has data of weight a."""
+        return weight / a if a > 0 else weight
+
     def variance(self) -> float:
         """The mean of σ², 1 where it is not known.  Collective."""
         sums = np.array([float(self.data.noise_std.square().sum()), float(len(self.data.noise_std))])
@@ -115,12 +120,17 @@ def _hyco(task: Task) -> Result:
 
 
 def _physics(task: Task) -> Result:
-    alone = PhysicsOnly(task.built.physical, task.data, task.answers[0], prior=task.built.game.prior)
+    prior = task.built.game.prior
+    if prior is not None:
+        weight = task.beside_data(task.base.prior, task.base.a1)
+        prior = replace(prior, precision=prior.precision * np.sqrt(weight))
+    alone = PhysicsOnly(task.built.physical, task.data, task.answers[0], prior=prior)
     return task.run(alone, task.rounds)
 
 
 def _network(task: Task) -> Result:
-    alone = NetworkOnly(task.built.synthetic, task.data, task.answers[1], decay=task.base.decay)
+    decay = task.beside_data(task.base.decay, task.base.a2)
+    alone = NetworkOnly(task.built.synthetic, task.data, task.answers[1], decay=decay)
     return task.run(alone, task.network_rounds)
 
 
@@ -133,7 +143,8 @@ def _no_interaction(task: Task) -> Result:
             p.requires_grad_(False)
         game.schedule = "alternating"
         # What the network says counts as a measurement does, for the sake of a prior.
-        weights = Weights(a1=0.0, b1=1.0 / task.variance(), a2=1.0, b2=0.0)
+        prior = task.beside_data(task.base.prior, task.base.a1)
+        weights = Weights(a1=0.0, b1=1.0 / task.variance(), a2=1.0, b2=0.0, prior=prior)
         answers = replace(game.answers, physical=task.answers[0])
         return task.run(game.trial(weights, answers, Sensing(task.data, task.data)), task.rounds)
     finally:
@@ -244,6 +255,20 @@ def impossible(name: str, experiment: Experiment, built: Built) -> str | None:
 
 def _without_rounds(experiment: Experiment) -> Experiment:
     return replace(experiment, game=replace(experiment.game, rounds=0, warm_up=0))
+
+
+def without(experiment: Experiment) -> list[str]:
+    """What the experiment has and the physics-informed networks have not, in words."""
+    game = experiment.game
+    answer = game.joint if game.schedule == "joint" else game.physical
+    decays = [game.weights.decay, *(c.decay or 0.0 for c in game.weights.candidates or ())]
+    found = {
+        "prior": game.prior is not None,
+        "weight decay": any(decay > 0 for decay in decays),
+        "bounds": bool(getattr(answer, "bounds", None)),
+        "several starts": answer.type == "multi_start",
+    }
+    return [name for name, there in found.items() if there]
 
 
 def rule_of(built: Built) -> str | None:

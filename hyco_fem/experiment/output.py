@@ -26,13 +26,13 @@ def write_results(experiment: Experiment, built: Built, result: Result, folder: 
     """Summary, history and fields.  Collective."""
     comm = built.physical.comm
     extra = {"title": experiment.title, "ranks": comm.size, "sensors": built.data.n, "versions": versions()}
-    result.save(folder, comm, extra)
-    with HistoryFile(folder / "history.jsonl", comm, past=result.history):
-        pass  # as history.csv: the rounds, and the state at the end
     if experiment.output.fields:
         if isinstance(built.physical, TransientModel):
             write_fields(folder / "series.xdmf", series(built), built.physical.times)
         write_fields(folder / "fields.xdmf", fields(built))
+    with HistoryFile(folder / "history.jsonl", comm, past=result.history):
+        pass  # as history.csv: the rounds, and the state at the end
+    result.save(folder, comm, extra)  # the summary last: where it is, all is
 
 
 def fields(built: Built) -> list[fem.Function]:

@@ -44,9 +44,9 @@ class Runs:
     @property
     def title(self) -> str | None:
         """That of all of them, if they have one."""
-        titles = {run.table.get("title") or run.told("title") for run in self.runs.values()}
-        (title,) = titles if len(titles) == 1 else (None,)
-        return None if title is None else str(title)
+        titles = {str(run.table.get("title") or run.told("title") or "") for run in self.runs.values()}
+        (title,) = titles if len(titles) == 1 else ("",)
+        return title or None
 
 
 def _order(folder: Path) -> tuple[int, int, str]:

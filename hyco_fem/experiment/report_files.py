@@ -62,7 +62,10 @@ class Run:
     def rounds(self) -> int | None:
         """Rounds that were played."""
         counted = self.history.get("round", np.array([]))
-        return self.told("rounds") if self.told("rounds") is not None or not len(counted) else int(counted[-1])
+        if self.told("rounds") is not None or not len(counted):
+            return self.told("rounds")
+        # The last record of a run that has ended is of the state after its rounds.
+        return int(counted[-1]) + self.running
 
     @property
     def parameters(self) -> dict[str, tuple[float | None, float | None]]:
@@ -267,5 +270,5 @@ def sensors_of(run: Run) -> tuple[Sensors | None, str]:
     path = run.folder / run.experiment.sensors.file
     try:
         return read_sensors(path, MPI.COMM_SELF), ""
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last of a .h5 without h5py
         return None, f"The sensors are not drawn: {error}"

@@ -212,12 +212,14 @@ def curve_parts(run: Run) -> list[Html]:
     if len(rounds) < 2:
         return [paragraph("There are no curves before the second round.", "note")] if run.history else []
     sensors, _ = sensors_of(run)
-    noise = sensors is not None and sensors.noise_std is not None
+    noise = None
+    if sensors is not None and sensors.noise_std is not None:  # a misfit is a sum over the components
+        noise = 1.0 if sensors.values.ndim == 1 else float(sensors.values.shape[1])
     panels = []
     for names, caption in _PANELS:
         curves = [Curve(rounds, run.history[n], Html(MEASURES[n][0]), k) for k, n in enumerate(names) if _there(run, n)]
         if curves:
-            level = 1.0 if noise and names[0] == "misfit_physical" else None
+            level = noise if names[0] == "misfit_physical" else None
             panels.append(_panel(curves, caption, level))
     groups: dict[str, list[str]] = {}
     for name in parameter_columns(run):
@@ -235,7 +237,7 @@ def _there(run: Run, name: str) -> bool:
 def _panel(curves: Sequence[Curve], caption: str, level: float | None) -> Html:
     log = all(np.nanmin(c.y) >= 0 for c in curves) and any(np.nanmax(c.y) > 0 for c in curves)
     described = f"{caption.rstrip('.')}, over the rounds" + (", on a logarithmic axis" if log else "")
-    told = "" if level is None else " Dotted: 1, where a misfit is as large as the noise."
+    told = "" if level is None else f" Dotted: {level:g}, where a misfit is as large as the noise."
     return figure(curve_plot(curves, described, log=log, level=level), caption + told, legend(curves))
 
 

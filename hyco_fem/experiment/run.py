@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def run_experiment(
     built = build(experiment, comm)
     game, output, rounds = built.game, experiment.output, experiment.game.rounds
     say(describe(experiment, built))
-    output_folder(folder, comm)
+    output_folder(folder, comm)  # now, so that an experiment that does not fit leaves nothing behind
     if overwrite and comm.rank == 0:
         shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     with Checkpoints(
@@ -82,8 +83,13 @@ def run_experiment(
         keep=output.keep,
         configuration=own,
     ) as checkpoints:
-        done = checkpoints.resume() if resume else None
+        done = None
         if resume:
+            with warnings.catch_warnings(record=True) as passed_over:
+                warnings.simplefilter("always")
+                done = checkpoints.resume()
+            for warning in passed_over:
+                say(str(warning.message))
             say(_where(done))
         _write_configuration(experiment, folder, comm)
         past = [] if done is None else done.history
@@ -126,6 +132,8 @@ def read_stored(folder: Path, settings: list[str], comm: MPI.Comm) -> Experiment
         ConfigurationError: the folder holds no experiment, or an override does not fit.
     """
     with agreed(comm):
+        if any(setting.partition("=")[0].strip() == "output.folder" for setting in settings):
+            raise ConfigurationError(f"output.folder: a run goes on in its own folder, '{folder}'; leave it out")
         if comm.rank == 0 and not (folder / CONFIGURATION).is_file():
             raise ConfigurationError(f"{folder}: no output folder of hyco-fem run, it has no {CONFIGURATION}")
     return read_experiment(folder / CONFIGURATION, settings, comm=comm, folder=folder)
@@ -156,12 +164,15 @@ def _claim(experiment: Experiment, folder: Path, comm: MPI.Comm, *, resume: bool
 def _check_folder(experiment: Experiment, folder: Path, own: dict[str, Any], resume: bool, overwrite: bool) -> None:
     stored = folder / CONFIGURATION
     kept = any((folder / _CHECKPOINTS).glob("round-*.pt"))
+    done = [name for name in _RESULTS if name != _CHECKPOINTS and (folder / name).exists()]
     if not stored.is_file():
         held = [name for name in _RESULTS if (folder / name).exists()]
         if held:
             raise ConfigurationError(
                 f"output.folder: '{folder}' holds {', '.join(held)} of something else; choose another folder"
             )
+        return
+    if not kept and not done:  # a run that came to nothing
         return
     try:
         there = identity(read_experiment(stored, comm=MPI.COMM_SELF, folder=folder))
@@ -180,6 +191,11 @@ def _check_folder(experiment: Experiment, folder: Path, own: dict[str, Any], res
         raise ConfigurationError(
             f"output.folder: '{folder}' holds checkpoints of this experiment: hyco-fem resume {folder} goes on, "
             "--overwrite starts again"
+        )
+    if not kept and not overwrite:
+        raise ConfigurationError(
+            f"output.folder: '{folder}' holds {', '.join(done)} of a run without its checkpoints: --overwrite starts again, "
+            "and replaces them"
         )
 
 

@@ -24,10 +24,11 @@ from hyco_fem.accuracy.errors import relative_l2
 from hyco_fem.bridge.integration import CellQuadrature
 from hyco_fem.experiment import schema
 from hyco_fem.experiment.build import Built, build_physical
-from hyco_fem.experiment.models import AnyCoefficient, VectorTable
+from hyco_fem.experiment.models import AnyCoefficient, BumpsTable, SineTable, VectorTable
 from hyco_fem.experiment.refinement import finer_mesh, with_degree
 from hyco_fem.experiment.tables import ConfigurationError, Count, Natural, closest, plain, read
 from hyco_fem.experiment.toml import load
+from hyco_fem.models.coefficients import Scalar
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import raise_together
@@ -114,9 +115,8 @@ class Truth:
         return found
 
     def _parameters(self, built: Built) -> float:
-        own = dict(built.physical.coefficients.named_parameters())
         theirs = np.concatenate([v.numpy().ravel() for v in self.numbers.values()])
-        mine = np.concatenate([own[name].detach().numpy().ravel() for name in self.numbers])
+        mine = np.concatenate([_number(built.physical, name).numpy().ravel() for name in self.numbers])
         size = float(np.linalg.norm(theirs))
         return float(np.linalg.norm(mine - theirs)) / (size if size > 0 else 1.0)
 
@@ -161,14 +161,43 @@ def _numbers(
         if p.requires_grad:
             if name not in known or known[name].shape != p.shape:
                 return {}
-            found[name] = known[name].detach().clone()
+            found[name] = _number(model, name)
     return found
+
+
+def _number(model: PhysicalModel, name: str) -> torch.Tensor:
+    """A parameter of the coefficients; of a `Scalar` its value, whatever bounds it keeps."""
+    parent, _, own = name.rpartition(".")
+    module = model.coefficients.get_submodule(parent)
+    p = module.state_dict()[own].detach()
+    return module.transform(p) if isinstance(module, Scalar) else p.clone()
+
+
+def why_not_compared(table: TruthTable, experiment: schema.Experiment) -> str:
+    """Why there is no error of the parameters, in words."""
+    bounded = [
+        name
+        for name, own in experiment.coefficients.items()
+        if _has_bounds(own) or _has_bounds(table.coefficients[name])
+    ]
+    if bounded:
+        return f"lower and upper change the meaning of the numbers of {', '.join(bounded)}"
+    return "those of the truth are of another shape"
+
+
+def _has_bounds(table: AnyCoefficient) -> bool:
+    """Whether the numbers are those of a sum that a transform is applied to."""
+    if isinstance(table, VectorTable):
+        return any(map(_has_bounds, table.components))
+    return isinstance(table, BumpsTable | SineTable) and table.lower is not None
 
 
 def _alike(own: AnyCoefficient, theirs: AnyCoefficient) -> bool:
     """Whether the parameters of two tables mean the same."""
     if isinstance(own, VectorTable) and isinstance(theirs, VectorTable):
         return len(own.components) == len(theirs.components) and all(map(_alike, own.components, theirs.components))
-    if own.type != theirs.type or own.type in ("nodal", "neural"):
-        return False
-    return all(getattr(own, key) == getattr(theirs, key) for key in ("lower", "upper", "scale"))
+    return (
+        own.type == theirs.type
+        and own.type not in ("nodal", "neural")
+        and not (_has_bounds(own) or _has_bounds(theirs))
+    )

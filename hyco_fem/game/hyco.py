@@ -176,7 +176,8 @@ class Hyco(Resumable):
             keeper, _ = keeper_among(callbacks)
         if keeper is not None:
             keeper.begin(self)
-        stop = self._prepare(keeper)
+        with self.clock("total"):
+            stop = self._prepare(keeper)
         if stop is None:
             result = run(self, rounds, stopping=stopping, callbacks=callbacks)
         else:

@@ -80,14 +80,23 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._begun[part] = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self._begun.pop(part, None)
+
+    def now(self) -> dict[str, float]:
+        """The seconds so far, those of parts that are going on included."""
+        now = time.perf_counter()
+        return {part: self.seconds.get(part, 0.0) + now - start for part, start in self._begun.items()} | {
+            part: seconds for part, seconds in self.seconds.items() if part not in self._begun
+        }
 
 
 class Trainer(Protocol):

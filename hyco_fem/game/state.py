@@ -87,6 +87,7 @@ class Resumable:
     """What is played in rounds and can be gone on with elsewhere: see `hyco_fem.game.loop.Trainer`."""
 
     comm: MPI.Comm
+    clock: Any
     next_round: int
 
     @property
@@ -119,6 +120,7 @@ class Resumable:
             "models": {name: module_state(module, self.comm) for name, module in self._trained().items()},
             "players": {player.name: player.state() for player in self._movers()},
             "next_round": self.next_round,
+            "seconds": self.clock.now(),
             **self._own_state(),
         }
 
@@ -129,6 +131,7 @@ class Resumable:
         for player in self._movers():
             player.restore(state["players"][player.name])
         self.next_round = state["next_round"]
+        self.clock.seconds = dict(state["seconds"])
         self._restore_own(state)
 
 

@@ -6,8 +6,10 @@ from the last solution (warm_start=True): to their tolerance.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import re
 import signal
 import threading
@@ -99,7 +101,7 @@ class Checkpoints:
 
     Raises:
         ValueError: the game, an answer of it, or an argument does not fit; on all ranks.
-        OSError: the folder cannot be written; on all ranks.
+        OSError: the folder cannot be written; in a `with` block, another process is at work in it; on all ranks.
 
     Construction and every method are collective.
     """
@@ -136,10 +138,14 @@ class Checkpoints:
         self._inside = self._begun = False
         self._signals: set[int] = set()
         self._handlers: dict[int, Any] = {}
+        self._lock: int | None = None
 
     # -- the block -----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Checkpoints:
+        with agreed(self.comm):
+            if self.comm.rank == 0:
+                self._lock = _locked(self.folder)
         self._inside, self._last = True, time.monotonic()
         if self.comm.rank == 0:
             for leftover in self.folder.glob(".round-*.part*"):  # of a process that was killed
@@ -161,6 +167,9 @@ class Checkpoints:
             if self._log is not None:
                 self._log.close()
                 self._log = None
+            if self._lock is not None:
+                os.close(self._lock)  # which unlocks it
+                self._lock = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signals.add(number)
@@ -319,7 +328,10 @@ class Checkpoints:
                 return self._go_on(path, content, log)
             refused.append(f"the checkpoint '{path}': {reason}")
         if refused:
-            raise ValueError("no checkpoint will do: " + "; ".join(refused))
+            raise ValueError(
+                f"no checkpoint will do: {'; '.join(refused)}.  Put the files back, choose another folder, or start again "
+                "without these (hyco-fem run --overwrite)"
+            )
         return None
 
     def _read(self, path: Path) -> tuple[dict[str, Any], bytes, str | None]:
@@ -368,6 +380,26 @@ class Checkpoints:
             content["versions"],
             content["warm_up"],
         )
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on the folder for as long as the process lives, or until the descriptor returned is closed.
+
+    None where the file system has no locks.  Raises OSError where another process has it.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise OSError(
+            f"another process is at work in '{folder}', and both would write its history: wait for it, end it, or choose "
+            "another folder"
+        ) from None
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def _place_of(path: Path) -> Place:
