@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,59 @@ def test_a_series_has_every_time(comm: MPI.Comm, folder: Path, ending: str) -> N
             reader.set_active_time_value(t)
             read = reader.read().combine()
             np.testing.assert_allclose(read["u"], (1.0 + t) * square_of_x(read.points.T), atol=1e-14)
+
+
+@pytest.mark.parametrize("ending", ["xdmf", "bp", "pvd"])
+def test_one_function_needs_no_list(comm: MPI.Comm, folder: Path, ending: str) -> None:
+    u = quadratic(comm)[0]
+    hf.write_fields(folder / f"a.{ending}", u)
+    hf.write_fields(folder / f"b.{ending}", (u for _ in TIMES), TIMES)
+    hf.write_fields(folder / f"c.{ending}", u, [1.0])
+    with FieldSeries(folder / f"d.{ending}", u) as series:
+        series.write(0.5)
+    assert {f"{name}.{ending}" for name in "abcd"} <= set(names(comm, folder))
+
+
+def test_a_shorter_series_leaves_nothing_of_a_longer_one(comm: MPI.Comm, folder: Path) -> None:
+    u = quadratic(comm)[0]
+    hf.write_fields(folder / "other" / "u.pvd", u)
+    for name in ("u", "u1", "u"):
+        hf.write_fields(folder / f"{name}.pvd", [[u]] * 3, TIMES)
+    hf.write_fields(folder / "u.pvd", u)
+    kept = [n for n in names(comm, folder) if n.startswith("u") and not n.startswith("u1")]
+    assert kept == names(comm, folder / "other")
+    assert sum(n.startswith("u1") for n in names(comm, folder)) == 1 + (len(kept) - 1) * 3
+
+
+@pytest.mark.parametrize("ending", ["xdmf", "bp", "pvd"])
+def test_files_that_name_each_other_are_replaced_together(
+    comm: MPI.Comm, folder: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """An error when the last file is moved leaves all that was there, and nothing else."""
+    path, u = folder / f"u.{ending}", quadratic(comm)[0]
+
+    def content() -> dict[str, bytes]:
+        comm.Barrier()
+        found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        comm.Barrier()
+        return found
+
+    hf.write_fields(path, u)
+    before, replace = content(), os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if target == path and ".part" in str(source) and ".before" not in str(source):
+            raise PermissionError("read-only")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    u.x.array[:] += 1.0
+    with pytest.raises(OSError, match="read-only"):
+        hf.write_fields(path, [[u]] * 3, TIMES)
+    monkeypatch.undo()
+    assert content() == before
+    hf.write_fields(path, u)
+    assert content() != before
 
 
 def test_states_may_be_functions_of_their_own(comm: MPI.Comm, folder: Path) -> None:

@@ -21,6 +21,7 @@ from matplotlib.image import imread
 
 import hyco_fem as hf
 from hyco_fem.io import screen
+from hyco_fem.io.panels import _labels
 from hyco_fem.io.pictures import picture
 from hyco_fem.io.screen import off_screen
 
@@ -248,6 +249,21 @@ def test_nothing_finite_and_no_folder_are_errors_on_all_ranks(comm: MPI.Comm, fo
     assert names(comm, folder) == []
 
 
+@pytest.mark.parametrize(
+    ("limits", "labels"),
+    [
+        ((-1.0, 1.0 - 4e-5), [-1.0, -0.5, 0.0, 0.5, 1.0 - 4e-5]),
+        ((1e-6, 2e-6), np.linspace(1e-6, 2e-6, 5)),
+        ((1e-9, 1.0), [1e-9, 0.25, 0.5, 0.75, 1.0]),
+    ],
+)
+def test_what_is_zero_but_for_rounding_reads_zero(limits: tuple[float, float], labels: Any) -> None:
+    found = _labels(*limits)
+    np.testing.assert_allclose(found, labels, rtol=1e-4)
+    assert (found >= limits[0]).all()
+    assert (found <= limits[1]).all()
+
+
 # -- with or without a screen ------------------------------------------------------------------------------------
 
 
@@ -297,6 +313,52 @@ HOW
 """
 
 
+# Drawn in a thread that ends, and again, with a server that was killed in between or not; without setpriv or with it.
+AGAIN = """
+import os, shutil, signal, sys, threading, time
+from hyco_fem.io import screen
+screen._needs_no_screen = lambda: False
+os.environ.pop("DISPLAY", None)
+if "without" in sys.argv:
+    screen.shutil.which = lambda name, which=shutil.which: None if name == "setpriv" else which(name)
+
+def draw():
+    with screen.off_screen() as pyvista:
+        plotter = pyvista.Plotter(off_screen=True, window_size=(100, 80))
+        plotter.add_mesh(pyvista.Sphere())
+        assert plotter.screenshot().shape == (80, 100, 3)
+        plotter.close()
+
+thread = threading.Thread(target=draw)
+thread.start()
+thread.join()
+first = screen._server()[1]
+if "killed" in sys.argv:
+    os.kill(first, signal.SIGKILL)
+time.sleep(0.5)
+draw()
+assert (screen._server()[1] == first) == ("killed" not in sys.argv)
+print(screen._server()[1])
+"""
+
+
+def ends(process: int) -> bool:
+    server = Path(f"/proc/{process}/status")
+    for _ in range(50):
+        if not server.exists() or "State:\tZ" in server.read_text():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("words", [[], ["without"], ["killed"], ["without", "killed"]], ids=" ".join)
+def test_a_second_picture_has_a_server(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", AGAIN, *words], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ends(int(done.stdout)), "the server is still there"
+
+
 @pytest.mark.serial
 @pytest.mark.parametrize("how", ["pass", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_the_server_ends_with_us(how: str) -> None:
@@ -305,9 +367,4 @@ def test_the_server_ends_with_us(how: str) -> None:
         [sys.executable, "-c", ENDING.replace("HOW", how)], check=False, capture_output=True, text=True
     )
     assert done.returncode == (0 if how == "pass" else -9), done.stderr
-    server = Path(f"/proc/{int(done.stdout)}/status")
-    for _ in range(50):
-        if not server.exists() or "State:\tZ" in server.read_text():
-            return
-        time.sleep(0.1)
-    pytest.fail("the server is still there")
+    assert ends(int(done.stdout)), "the server is still there"

@@ -116,6 +116,23 @@ def test_a_written_table_is_read_again(comm: MPI.Comm, folder: Path, components:
     np.testing.assert_array_equal(hf.read_sensors(path, comm).values, sensors.values)
 
 
+@pytest.mark.parametrize(
+    ("x", "values", "noise", "message"),
+    [
+        ([[0.5]], [1.0], 0.0, "noise_std must be positive, its smallest is 0"),
+        ([[0.5], [0.6]], [1.0, 1.0], [1.0, -2.0], "its smallest is -2"),
+        (np.empty((0, 2)), np.empty(0), None, "there is no sensor"),
+        ([[0.5]], np.empty((1, 0)), None, "no value"),
+    ],
+)
+def test_what_would_not_be_read_is_not_written(
+    comm: MPI.Comm, folder: Path, x: Any, values: Any, noise: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        hf.write_sensors(folder / "new" / "s.csv", x, values, noise, comm=comm)
+    assert names(comm, folder) == []
+
+
 # -- HDF5 --------------------------------------------------------------------------------------------------------
 
 
@@ -136,17 +153,16 @@ def put_datasets(comm: MPI.Comm, path: Path, datasets: dict[str, Any]) -> Path:
 def test_sensors_are_written_and_read_again(
     comm: MPI.Comm, folder: Path, ending: str, components: int, timed: bool
 ) -> None:
-    """HDF5 with all digits, CSV with ten."""
+    """With all digits."""
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((12, 3)), rng.standard_normal((12, components) if components else 12)
     noise, t = rng.uniform(0.1, 1.0, 12), np.linspace(0.0, 1.0, 12) if timed else None
     first, second = folder / f"a.{ending}", folder / f"b.{ending}"
     hf.write_sensors(first, x, y, noise, "K, by hand", comm, t=t)
     sensors = hf.read_sensors(first, comm)
-    digits = 1e-9 if ending == "csv" else 0.0
-    np.testing.assert_allclose(sensors.x, x, rtol=digits)
-    np.testing.assert_allclose(sensors.values, y, rtol=digits)
-    np.testing.assert_allclose(sensors.noise_std, noise, rtol=digits)
+    np.testing.assert_array_equal(sensors.x, x)
+    np.testing.assert_array_equal(sensors.values, y)
+    np.testing.assert_array_equal(sensors.noise_std, noise)
     assert (sensors.t is not None) == timed
     hf.write_sensors(second, sensors, comm=comm)
     again = hf.read_sensors(second, comm)
@@ -210,5 +226,7 @@ def test_what_is_not_hdf5_is_refused(comm: MPI.Comm, folder: Path) -> None:
             hf.read_sensors(path, comm)
     with pytest.raises(OSError, match=r"the sensor file '.*none\.h5' cannot be read"):
         hf.read_sensors(folder / "none.h5", comm)
-    with pytest.raises(OSError, match=r"the sensor file '.*' cannot be written"):
-        hf.write_sensors(folder / "no" / "s.h5", [[0.5]], [1.0], None, comm=comm)
+    with pytest.raises(OSError, match=r"the output folder '.*text\.h5' cannot be written"):
+        hf.write_sensors(text / "s.h5", [[0.5]], [1.0], None, comm=comm)
+    hf.write_sensors(folder / "new" / "s.h5", [[0.5]], [1.0], None, comm=comm)
+    assert names(comm, folder / "new") == ["s.h5"]

@@ -171,6 +171,8 @@ def test_sigterm_ends_a_warm_up(comm: MPI.Comm, folder: Path, monkeypatch: pytes
         result = game.run(2, callbacks=[checkpoints])
         assert (result.stop, result.rounds, game.warming) == ("signal", 0, 1)
         assert np.isnan(result.nash_residual).all()
+        mine = (theta(game), phi(game).tolist())
+        assert all(mine == theirs for theirs in comm.allgather(mine)), "both sides have the network as it is"
         assert names(comm, folder) == ["history.jsonl", "round-00000000-warm-up-00000001.pt"]
         alike(game.run(2, callbacks=[checkpoints]), expected, EXACT)
     comm.Barrier()
@@ -291,23 +293,39 @@ def test_an_error_in_the_game_leaves_the_last_checkpoint(comm: MPI.Comm, folder:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "rounds", "each", "lengths"),
+    ("seconds", "rounds", "each", "asked", "lengths"),
     [
-        (40.0, None, 0.5, [2, 4, 8, 8, 8]),  # four seconds
-        (np.inf, None, 1.0, [2, 4, 5, 5]),  # five, to notice a signal
-        (0.0, None, 0.5, [1, 1, 1]),
-        (np.inf, 10, 1e-3, [2, 4, 3, 6, 4, 8, 2, 4]),
-        (60.0, None, 9.0, [1, 1]),
+        (40.0, None, 0.5, None, [2, 4, 8, 8, 8]),  # four seconds
+        (np.inf, None, 1.0, None, [2, 4, 5, 5]),  # five, to notice a signal
+        (0.0, None, 0.5, None, [1, 1, 1]),
+        (np.inf, 10, 1e-3, None, [2, 4, 3, 6, 4, 8, 2, 4]),
+        (np.inf, 10, 1e-3, 107, [2, 4, 8, 2, 4, 6, 10]),  # a checkpoint for a signal, and ten rounds from there
+        (60.0, None, 9.0, None, [1, 1]),
     ],
 )
 def test_a_leg_is_as_long_as_the_time_allows(
-    comm: MPI.Comm, monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int | None, each: float, lengths: list[int]
+    comm: MPI.Comm,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    rounds: int | None,
+    each: float,
+    asked: int | None,
+    lengths: list[int],
 ) -> None:
     """It grows from one round by and by; never beyond a tenth of the seconds, or the round of a checkpoint."""
     now = [0.0]
     monkeypatch.setattr(split_legs.time, "monotonic", lambda: now[0])
     game = SimpleNamespace(split=SimpleNamespace(staleness=1), comm=comm, clock=Clock(), next_round=100)
-    keeper: Any = SimpleNamespace(seconds=seconds, rounds=rounds, keep=lambda: None)
+    written = [game.next_round]
+
+    def since() -> int:
+        return game.next_round - written[-1]
+
+    def keep() -> None:
+        if game.next_round == asked or (rounds is not None and since() >= rounds):
+            written.append(game.next_round)
+
+    keeper = SimpleNamespace(seconds=seconds, rounds=rounds, keep=keep, rounds_since=since)
     legs, number = Legs(game, keeper), 101
     assert legs.end == number
     found = []
@@ -317,6 +335,7 @@ def test_a_leg_is_as_long_as_the_time_allows(
         found.append(legs.end - number)
         number = legs.end
     assert found == lengths
+    assert rounds is None or max(np.diff(written)) <= rounds
 
 
 # -- what does not fit -----------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ class SplitHyco:
         course = Course(self.next_round) if keeper is None else keeper.course
         stop = self._warm_up(keeper)
         if stop is not None:
+            self._share_models()
             return self._unplayed(course, stop)
         first, end = self.next_round, max(self.next_round, course.first + int(rounds))
         # A run that had come to its end has nothing to go on with.

@@ -21,7 +21,7 @@ class Legs:
 
     Args:
         game: A `SplitHyco`.
-        keeper: Keeps it.
+        keeper: The `Checkpoints` that keep it.
 
     Attributes:
         end: the round before which the sides come together next.  Replicated over both sides.
@@ -29,7 +29,7 @@ class Legs:
 
     def __init__(self, game: Any, keeper: Keeper) -> None:
         self._game, self._keeper = game, keeper
-        self._first = self._begun = game.next_round
+        self._begun: int = game.next_round
         self._start = time.monotonic()
         self.end: int = self._begun + 1
 
@@ -40,7 +40,7 @@ class Legs:
         """
         self._game.next_round = number
         with self._game.clock("checkpoints"):
-            reason = self._keeper.keep()
+            reason: str | None = self._keeper.keep()
         self.end = number + self._length(number)
         return reason
 
@@ -57,5 +57,6 @@ class Legs:
         if slowest > 0:
             length = min(length, int(aim * played / slowest))
         if self._keeper.rounds is not None:
-            length = min(length, self._keeper.rounds - (number - self._first) % self._keeper.rounds)
+            # From the last checkpoint, which may be one for a signal, or by the time.
+            length = min(length, int(self._keeper.rounds - self._keeper.rounds_since()))
         return max(length, 1)

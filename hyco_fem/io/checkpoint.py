@@ -208,7 +208,7 @@ class Checkpoints:
             self.comm.Allreduce(MPI.IN_PLACE, flags, op=MPI.MAX)
         if flags[3]:
             raise_together(self.comm, error)
-        if flags[:3].any() or (self.rounds is not None and self._rounds_since() >= self.rounds):
+        if flags[:3].any() or (self.rounds is not None and self.rounds_since() >= self.rounds):
             self.write()
         return "signal" if flags[0] else None
 
@@ -216,7 +216,7 @@ class Checkpoints:
         played = self.trainer.warming
         return self.trainer.next_round, math.inf if played is None else played
 
-    def _rounds_since(self) -> float:
+    def rounds_since(self) -> float:
         """Rounds since the last checkpoint: of the warm-up while it is under way, of the game after it."""
         (number, played), (written, before) = self._place(), self._written
         if played == math.inf:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ _ENDINGS = (".xdmf", ".bp", ".pvd")
 
 def write_fields(
     path: str | Path,
-    functions: Sequence[fem.Function] | Iterable[Sequence[fem.Function]],
+    functions: fem.Function | Sequence[fem.Function] | Iterable[fem.Function | Sequence[fem.Function]],
     times: Sequence[float] | np.ndarray | None = None,
 ) -> Path:
     """Write Functions of one mesh to a file; earlier files stay until the new ones are whole.
@@ -48,8 +49,8 @@ def write_fields(
 
     Args:
         path: Its ending chooses the format.
-        functions: With different names, on one mesh.  With times: for each of them the same Functions, or others of
-            the same names and spaces, in the same order; one time after the other is asked for.
+        functions: One, or some with different names on one mesh.  With times: for each of them the same Functions,
+            or others of the same names and spaces, in the same order; one time after the other is asked for.
         times: Ascending.
 
     Raises:
@@ -60,20 +61,20 @@ def write_fields(
     """
     path = Path(path)
     if times is None:
-        with FieldSeries(path, list(functions)) as series:  # type: ignore[arg-type]
+        with FieldSeries(path, functions) as series:  # type: ignore[arg-type]
             series.write()
         return path
-    states = iter(functions)
+    states = iter([functions] if isinstance(functions, fem.Function) else functions)
     first = next(states, None)
     if first is None or len(times) == 0:
         raise ValueError("write_fields needs a list of Functions for each of the times, one or more")
-    with FieldSeries(path, list(first)) as series:  # type: ignore[arg-type]
+    with FieldSeries(path, first) as series:
         series.write(times[0])
         for t in times[1:]:
             state = next(states, None)
             if state is None:
                 raise ValueError(f"there are fewer states than the {len(times)} times: none for t = {t:g}")
-            series.take(list(state))  # type: ignore[arg-type]
+            series.take(state)
             series.write(t)
         if next(states, None) is not None:
             raise ValueError(f"there are more states than the {len(times)} times")
@@ -97,10 +98,10 @@ class FieldSeries:
     Collective.
     """
 
-    def __init__(self, path: str | Path, functions: Sequence[fem.Function]) -> None:
-        self.path, self.functions = Path(path), list(functions)
+    def __init__(self, path: str | Path, functions: fem.Function | Sequence[fem.Function]) -> None:
+        self.path, self.functions = Path(path), _listed(functions)
         _check(self.path, self.functions)
-        self.comm: MPI.Comm = functions[0].function_space.mesh.comm
+        self.comm: MPI.Comm = self.functions[0].function_space.mesh.comm
         self._shown = _shown(self.functions, self.path.suffix)
         self._stack: ExitStack | None = None
         self._writer: Any = None
@@ -114,12 +115,13 @@ class FieldSeries:
             self._stack, self._time = stack.pop_all(), None
         return self
 
-    def take(self, functions: Sequence[fem.Function]) -> None:
+    def take(self, functions: fem.Function | Sequence[fem.Function]) -> None:
         """The values of other Functions from now on, of the same names and spaces.
 
         Raises:
             ValueError: they do not fit.
         """
+        functions = _listed(functions)
         names = [f.name for f in functions]
         if names != [f.name for f in self.functions]:
             raise ValueError(f"the fields of a later time are {names}, not {[f.name for f in self.functions]}")
@@ -130,7 +132,7 @@ class FieldSeries:
             new if shown is old else shown
             for new, old, shown in zip(functions, self.functions, self._shown, strict=True)
         ]
-        self.functions = list(functions)
+        self.functions = functions
 
     def write(self, t: float = 0.0) -> None:
         """The fields as they are now, at the time t.  Collective.
@@ -159,7 +161,7 @@ def replace_together(path: Path, comm: MPI.Comm) -> Iterator[Path]:
     """A folder beside `path` to write into, whose content takes its place there when the block has ended.
 
     Files may name each other, so they have their own names in the folder.  That of `path` is moved last.  After an
-    error nothing is moved.  Collective.
+    error what was there is there again.  Of an earlier .pvd with more times no files are left.  Collective.
 
     Raises:
         OSError: not writable; on all ranks.
@@ -175,21 +177,52 @@ def replace_together(path: Path, comm: MPI.Comm) -> Iterator[Path]:
         comm.Barrier()
         with agreed(comm):
             if comm.rank == 0:
-                for made in sorted(part.iterdir(), key=lambda p: (p.name == path.name, p.name)):
-                    _move(made, folder / made.name)
+                _move(part, folder, path.name)
     finally:
         if comm.rank == 0:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _move(made: Path, target: Path) -> None:
-    if made.is_dir() and target.is_dir():
-        # A folder cannot take the place of one that is not empty.
-        os.replace(target, made.with_name(f"{made.name}.before"))
-    os.replace(made, target)
+def _move(part: Path, folder: Path, last: str) -> None:
+    """Move the content of `part` to `folder`, all of it or nothing; what it replaces is then in `part`."""
+    made = sorted(part.iterdir(), key=lambda p: (p.name == last, p.name))
+    old = _older(folder, last) - {p.name for p in made}
+    before = part / ".before"
+    before.mkdir()
+    with ExitStack() as undo:
+        for new in made:
+            target, kept = folder / new.name, before / new.name
+            # A folder does not give way to a file, nor a file to a folder: that is an error below.
+            if target.exists() and target.is_dir() == new.is_dir():
+                _keep(target, kept)
+                undo.callback(os.replace, kept, target)
+            os.replace(new, target)
+            undo.callback(os.replace, target, new)
+        for name in sorted(old):
+            os.replace(folder / name, before / name)
+            undo.callback(os.replace, before / name, folder / name)
+        undo.pop_all()
+
+
+def _older(folder: Path, name: str) -> set[str]:
+    """The files that a .pvd of this name has in the folder, for all ranks and times."""
+    stem, ending = os.path.splitext(name)
+    pattern = re.compile(re.escape(stem) + r"(_p\d+_)?\d{6}\.p?vtu")
+    return {p.name for p in folder.iterdir() if pattern.fullmatch(p.name)} if ending == ".pvd" else set()
+
+
+def _keep(target: Path, kept: Path) -> None:
+    try:
+        os.link(target, kept)  # the file is then there at every moment
+    except OSError:  # a folder, or a file system without links
+        os.replace(target, kept)
 
 
 # -- what a format can hold ------------------------------------------------------------------------------------
+
+
+def _listed(functions: fem.Function | Sequence[fem.Function]) -> list[fem.Function]:
+    return [functions] if isinstance(functions, fem.Function) else list(functions)
 
 
 def _check(path: Path, functions: Sequence[fem.Function]) -> None:

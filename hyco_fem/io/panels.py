@@ -11,8 +11,8 @@ from dolfinx import fem
 
 # Pixels: the longer side of a field; around it; above it, for its name; right of it, for its colours.
 _LONG, _MARGIN, _TITLE, _BAR = 460, 22, 40, 110
-# Arrows along the longer side.
-_ARROWS = 18
+# Arrows along the longer side; numbers beside the colours.
+_ARROWS, _LABELS = 18, 5
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Panel:
                 plotter.add_points(marks, color="orangered", point_size=10, **_DOTS)
                 plotter.add_points(marks + 2 * depth * eye, color="orangered", point_size=10, opacity=0.3, **_DOTS)
         self._look(plotter.camera, size, 5 * depth)
-        self._words(plotter, size, actor.mapper)
+        self._words(pyvista, plotter, size, actor.mapper)
 
     def _undeformed(self, pyvista: Any) -> Any:
         return pyvista.PolyData(self.shape.x).outline()
@@ -146,7 +146,7 @@ class Panel:
         camera.parallel_scale = unit * size[1] / 2
         camera.clipping_range = (0.1 * far, 2 * far)
 
-    def _words(self, plotter: Any, size: tuple[int, int], mapper: Any) -> None:
+    def _words(self, pyvista: Any, plotter: Any, size: tuple[int, int], mapper: Any) -> None:
         """The name of the field, and its colours with numbers."""
         width, height = size
         place = (_MARGIN, height - _TITLE)
@@ -156,7 +156,7 @@ class Panel:
             title=" " * (1 + len(plotter.scalar_bars)),
             mapper=mapper,
             vertical=True,
-            n_labels=5,
+            n_labels=_LABELS,
             fmt="%.3g",
             color="black",
             label_font_size=14,
@@ -166,6 +166,15 @@ class Panel:
             height=1 - (2 * _MARGIN + _TITLE) / height,
         )
         bar.SetBarRatio(0.2)
+        bar.SetCustomLabels(pyvista.convert_array(_labels(*mapper.scalar_range)))
+        bar.SetUseCustomLabels(True)
+
+
+def _labels(low: float, high: float) -> np.ndarray:
+    """Numbers beside the colours; what is zero but for a thousandth of the range is zero."""
+    labels = np.linspace(low, high, _LABELS)
+    labels[np.abs(labels) < 1e-3 * (high - low)] = 0.0
+    return labels.clip(low, high)
 
 
 _DOTS: dict[str, Any] = {"render_points_as_spheres": True, "lighting": False}

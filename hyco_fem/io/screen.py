@@ -5,15 +5,19 @@ VTK ends the whole process where it needs an X server and finds none, so this is
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import ctypes.util
 import functools
 import os
+import queue
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -25,8 +29,8 @@ def off_screen() -> Iterator[Any]:
             plotter = pyvista.Plotter(off_screen=True)
 
     Where DISPLAY names an X server that answers, and where VTK can draw without one (EGL, OSMesa), nothing is done.
-    Otherwise DISPLAY is set to an Xvfb, which the first call starts (0.2 s), and which ends with the process.  Local to
-    the rank.
+    Otherwise DISPLAY is set to an Xvfb, which the first call starts (0.2 s), and which ends with the process;
+    one that is no longer there is started again.  Local to the rank.
 
     Raises:
         RuntimeError: pyvista is not installed, or an X server is needed and Xvfb is not installed or does not start.
@@ -41,6 +45,8 @@ def off_screen() -> Iterator[Any]:
             with _silent():
                 yield pyvista
         else:
+            if not _runs(_server()[1]):
+                _server.cache_clear()
             os.environ["DISPLAY"], _ = _server()
             yield pyvista
     finally:
@@ -99,27 +105,28 @@ def _silent() -> Iterator[None]:
 def _server() -> tuple[str, int]:
     """Start an Xvfb: its DISPLAY and its process.
 
-    It is not stopped: Xlib ends a process whose server goes away, and a window of VTK may live as long as we do.  The
-    system ends it when we end, in whatever way.
+    It is not stopped before: Xlib ends a process whose server goes away, and a window of VTK may live as long as we do.
+    With setpriv the system ends it when we end, in whatever way.
     """
     if shutil.which("Xvfb") is None:
         raise RuntimeError(
             "this VTK draws through an X server only, and there is none: install Xvfb (Debian: xvfb, conda-forge: "
             "xorg-xorg-server), or set DISPLAY"
         )
-    # setpriv is of util-linux.  Without it the server ends when its last window is closed.
-    tied = ["setpriv", "--pdeathsig", "TERM", "--", "Xvfb"] if shutil.which("setpriv") else ["Xvfb", "-terminate"]
+    # setpriv is of util-linux.  Without it a process that is killed leaves its server behind.
+    tied = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
     with tempfile.TemporaryFile() as log:
         reader, writer = os.pipe()
         os.set_inheritable(writer, True)
-        command = [*tied, "-displayfd", str(writer), "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
+        command = [*tied, "Xvfb", "-displayfd", str(writer), "-screen", "0", "1280x1024x24"]
+        command += ["-nolisten", "tcp", "-noreset"]
         streams = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
             (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
         ]
         # A Popen would warn when it is forgotten while its process runs.
-        process = os.posix_spawnp(command[0], command, os.environ, file_actions=streams)
+        process = _in_a_lasting_thread(lambda: os.posix_spawnp(command[0], command, os.environ, file_actions=streams))
         os.close(writer)
         with open(reader, "rb") as answer:
             number = answer.readline().strip().decode()  # empty where it ends instead
@@ -127,4 +134,39 @@ def _server() -> tuple[str, int]:
             os.waitpid(process, 0)
             log.seek(0)
             raise RuntimeError(f"Xvfb did not start: {log.read().decode(errors='replace').strip()}")
+    if not tied:
+        atexit.register(_end, process)
     return f":{number}", process
+
+
+def _in_a_lasting_thread(start: Callable[[], int]) -> int:
+    """What `start` returns.  The signal of setpriv comes when the thread that started the server ends."""
+    started: queue.SimpleQueue[int | OSError] = queue.SimpleQueue()
+
+    def last() -> None:
+        try:
+            started.put(start())
+        except OSError as error:
+            started.put(error)
+            return
+        threading.Event().wait()
+
+    threading.Thread(target=last, name="Xvfb", daemon=True).start()
+    process = started.get()
+    if isinstance(process, OSError):
+        raise process
+    return process
+
+
+def _runs(process: int) -> bool:
+    with suppress(ChildProcessError):  # where this process is a fork of the one that started it
+        return os.waitpid(process, os.WNOHANG) == (0, 0)
+    return os.path.exists(f"/proc/{process}")
+
+
+def _end(process: int) -> None:
+    """End the server, after the windows that pyvista has on it."""
+    import_pyvista().close_all()
+    with suppress(ChildProcessError):  # a fork leaves it to the one that started it
+        if os.waitpid(process, os.WNOHANG) == (0, 0):
+            os.kill(process, signal.SIGTERM)

@@ -16,7 +16,7 @@ from dolfinx import mesh as dmesh
 
 from hyco_fem.bridge.points import OutsideError, Points
 from hyco_fem.bridge.spacetime import SpaceTimePoints
-from hyco_fem.files import replace_file
+from hyco_fem.files import output_folder, replace_file
 from hyco_fem.game.data import Data
 from hyco_fem.parallel import agreed, raise_together
 
@@ -191,17 +191,18 @@ def write_sensors(
     *,
     t: Any = None,
 ) -> None:
-    """Write a table that `read_sensors` reads: a .csv with ten digits, or a .h5 with all.  Collective.
+    """Write a table that `read_sensors` reads: a .csv, or a .h5, both with all digits.  Collective.
 
     Args:
-        path: The file; .h5 and .hdf5 are HDF5, all others CSV.
+        path: The file; .h5 and .hdf5 are HDF5, all others CSV.  Its folder is made where it is not there.
         x: (n, d), or `Sensors`, which bring values, noise and times along.
         values: (n,) or (n, k).  noise_std: (n,) or a number; None where there is none.
         t: Times, (n,), or None.
         comment: Lines for the head of the file; in HDF5 its attribute "comment".
 
     Raises:
-        ValueError: the shapes do not fit.  OSError: not writable.  RuntimeError: a .h5 without h5py.  On all ranks.
+        ValueError: the shapes do not fit, or `read_sensors` would refuse the table.  OSError: not writable.
+        RuntimeError: a .h5 without h5py.  On all ranks.
     """
     path = Path(path)
     with agreed(comm):
@@ -212,6 +213,9 @@ def write_sensors(
                 x, values, noise_std, t = x.x, x.values, x.noise_std, x.t
             columns = _columns(x, values, noise_std, t)
             write = _hdf5_writer(path, columns, comment) if path.suffix in _HDF5 else _csv_writer(columns, comment)
+    output_folder(path.parent, comm)
+    with agreed(comm):
+        if comm.rank == 0:
             try:
                 replace_file(path, write)
             except OSError as error:
@@ -237,6 +241,12 @@ def _columns(x: Any, values: Any, noise_std: Any, t: Any) -> dict[str, np.ndarra
     for what, given in (("x", x), ("values", values), ("noise_std", noise), ("t", t)):
         if given is not None and not np.isfinite(given).all():
             raise ValueError(f"{what} has entries that are not finite, which read_sensors refuses: leave them out")
+    if len(x) == 0 or values.shape[1:] == (0,):
+        raise ValueError("there is no sensor, or no value, to write, which read_sensors refuses")
+    if noise is not None and (noise <= 0).any():
+        raise ValueError(
+            f"noise_std must be positive, its smallest is {noise.min():g}: give None where it is not known"
+        )
     columns = dict(zip(_COORDINATES, x.T, strict=False))
     if t is not None:
         columns["t"] = np.asarray(t)
@@ -252,7 +262,7 @@ def _csv_writer(columns: dict[str, np.ndarray], comment: str) -> Callable[[Path]
         out.write(f"# {line}\n")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([f"{entry:.10g}" for entry in row] for row in zip(*columns.values(), strict=True))
+    writer.writerows([repr(float(entry)) for entry in row] for row in zip(*columns.values(), strict=True))
     return lambda path: path.write_text(out.getvalue(), encoding="utf-8")
 
 
