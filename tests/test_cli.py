@@ -350,9 +350,10 @@ def test_a_run_that_came_to_nothing_does_not_hold_its_folder(folder: Path, monke
     def fails(*_: Any, **__: Any) -> None:
         raise CoefficientError("'kappa' is not positive")
 
-    with monkeypatch.context() as patch, pytest.raises(CoefficientError):
+    with monkeypatch.context() as patch:
         patch.setattr(hf.Hyco, "run", fails)
-        run_experiment(stored(folder, "game.weights.b1=3.0"))
+        with pytest.raises(CoefficientError):
+            run_experiment(stored(folder, "game.weights.b1=3.0"))
     WORLD.Barrier()
     assert (folder / "out" / "experiment.toml").is_file()
     assert run_experiment(stored(folder, "game.rounds=1")).rounds == 1

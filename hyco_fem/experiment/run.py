@@ -194,8 +194,8 @@ def _check_folder(experiment: Experiment, folder: Path, own: dict[str, Any], res
         )
     if not kept and not overwrite:
         raise ConfigurationError(
-            f"output.folder: '{folder}' holds {', '.join(done)} of a run without its checkpoints: --overwrite starts again, "
-            "and replaces them"
+            f"output.folder: '{folder}' holds {', '.join(done)} of a run without its checkpoints: --overwrite starts "
+            "again, and replaces them"
         )
 
 

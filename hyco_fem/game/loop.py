@@ -149,9 +149,6 @@ class Keeper(Protocol):
         all ranks.
         """
 
-    def rounds_since(self) -> float:
-        """Rounds played since the last checkpoint.  Replicated."""
-
 
 class ResumableTrainer(Protocol):
     """What has runs that can be kept.

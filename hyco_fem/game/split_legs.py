@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from hyco_fem.game.loop import Keeper
 from hyco_fem.parallel import max_over_ranks
 
 # So much of the time from one checkpoint to the next may pass until the keeper is asked, and so many seconds at most:
@@ -27,7 +26,7 @@ class Legs:
         end: the round before which the sides come together next.  Replicated over both sides.
     """
 
-    def __init__(self, game: Any, keeper: Keeper) -> None:
+    def __init__(self, game: Any, keeper: Any) -> None:
         self._game, self._keeper = game, keeper
         self._begun: int = game.next_round
         self._start = time.monotonic()

@@ -329,8 +329,8 @@ class Checkpoints:
             refused.append(f"the checkpoint '{path}': {reason}")
         if refused:
             raise ValueError(
-                f"no checkpoint will do: {'; '.join(refused)}.  Put the files back, choose another folder, or start again "
-                "without these (hyco-fem run --overwrite)"
+                f"no checkpoint will do: {'; '.join(refused)}.  Put the files back, choose another folder, or start "
+                "again without these (hyco-fem run --overwrite)"
             )
         return None
 
@@ -393,8 +393,8 @@ def _locked(folder: Path) -> int | None:
     except BlockingIOError:
         os.close(lock)
         raise OSError(
-            f"another process is at work in '{folder}', and both would write its history: wait for it, end it, or choose "
-            "another folder"
+            f"another process is at work in '{folder}', and both would write its history: wait for it, end it, or "
+            "choose another folder"
         ) from None
     except OSError:
         os.close(lock)
