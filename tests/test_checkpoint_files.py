@@ -244,9 +244,9 @@ def wider(comm: MPI.Comm) -> hf.NetworkOnly:
     return hf.NetworkOnly(hf.MLP(2, 1, width=7, depth=2), data)
 
 
-def fit_of(activation: str = "tanh", value: float = 0.0) -> Callable[[MPI.Comm], hf.NetworkOnly]:
+def fit_of(activation: str = "tanh", value: float = 0.0, sign: float = 1.0) -> Callable[[MPI.Comm], hf.NetworkOnly]:
     def build(comm: MPI.Comm) -> hf.NetworkOnly:
-        data = hf.Data(hf.Points(square(comm, 2), SENSORS), SENSORS[:, 0] + value)
+        data = hf.Data(hf.Points(square(comm, 2), SENSORS), sign * SENSORS[:, 0] + value)
         return hf.NetworkOnly(hf.MLP(2, width=6, depth=2, activation=activation, seed=3), data)
 
     return build
@@ -261,6 +261,7 @@ OTHERS: dict[str, tuple[Callable[[MPI.Comm], Any], dict[str, Any], str]] = {
         r"identity\['model'\] is 'MLP\(_sigma=tanh\)' there, and 'MLP\(_sigma=relu\)' here",
     ),
     "data": (fit_of(value=0.1), {}, r"identity\['data'\] is '6 of 6 sensors, sums .*' there"),
+    "sign": (fit_of(sign=-1.0), {}, r"identity\['data'\] is '6 of 6 sensors, sums .* 100.0000 % positive' there"),
     "game": (GAMES["ritz"], {}, r"game is 'NetworkOnly' there, and 'DeepRitz' here"),
     "configuration": (fit, {"configuration": {"n": 4}}, r"configuration\['n'\] is 3 there, and 4 here"),
     "more": (fit, {"configuration": {"n": 3, "m": 1}}, r"configuration\['m'\] is there not, but here"),

@@ -67,7 +67,8 @@ class Data:
         # To six digits, and nothing cancels: what was computed on another number of ranks differs by rounding.
         size = np.abs(y)
         sums = (size.sum(), np.arange(1.0, points.n + 1.0) @ size.reshape(points.n, -1).sum(1), sigma.sum())
-        self._sums = " ".join(f"{a:.6g}" for a in sums)
+        positive = np.maximum(y, 0.0).sum() / (size.sum() or 1.0)
+        self._sums = " ".join(f"{a:.6g}" for a in sums) + f", {100.0 * positive:.4f} % positive"
         self._count(points.found)
 
     def identity(self) -> str:
