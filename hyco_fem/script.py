@@ -44,8 +44,7 @@ def run_script(main: Callable[[], object], comm: MPI.Comm = MPI.COMM_WORLD) -> N
         _end(comm, 130)
     except Exception as error:
         if not _all_here(own):
-            print(f"rank {comm.rank} alone:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-            comm.Abort(1)
+            _abort_alone(comm, error)
         if comm.rank == 0:
             text = f"error: {error}" if _expected(error) else traceback.format_exc()
             print(text, file=sys.stderr, flush=True)
@@ -120,6 +119,31 @@ def _show_log() -> None:
     if not log.hasHandlers():
         log.addHandler(_Print())
         log.setLevel(logging.INFO)
+
+
+def _abort_alone(comm: MPI.Comm, error: Exception) -> None:
+    text = "".join(traceback.format_exception(error))
+    print(f"rank {comm.rank} alone:\n{text}", file=sys.stderr, flush=True)
+    comm.Abort(1)
+
+
+class Everyone:
+    """Tells errors that all ranks have, which a study may go on after, from those of some ranks, which it may not.
+
+    Collective, before there is an error.
+    """
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self._comm = comm.Dup()
+
+    def has(self, error: Exception) -> None:
+        """Return where all ranks come here within seconds; otherwise abort all, for the others wait elsewhere."""
+        if not _all_here(self._comm):
+            _abort_alone(self._comm, error)
+
+    def close(self) -> None:
+        """Free the communicator.  Collective."""
+        self._comm.Free()
 
 
 def _all_here(comm: MPI.Comm) -> bool:

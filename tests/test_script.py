@@ -286,3 +286,29 @@ def test_another_broken_pipe_is_an_error_like_others(comm: MPI.Comm, capsys: pyt
     status, told = ends(main, capsys)
     assert status == 1
     assert told == ("error: [Errno 32] Broken pipe\n" if comm.rank == 0 else "")
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+def test_a_study_goes_on_after_an_error_of_all_ranks_and_not_after_that_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from mpi4py import MPI\n"
+        "from hyco_fem.script import Everyone\n"
+        "comm = MPI.COMM_WORLD\n"
+        "everyone = Everyone(comm)\n"
+        "for failing in (range(comm.size), [1]):\n"
+        "    try:\n"
+        "        if comm.rank in failing:\n"
+        "            raise MemoryError('too large')\n"
+        "        comm.Barrier()  # where the others wait for one that does not come\n"
+        "    except MemoryError as error:\n"
+        "        everyone.has(error)\n"
+        "        print('goes on', flush=True)\n"
+    )
+    run = mpirun(2, script, cwd=tmp_path, timeout=100.0)
+    assert run.returncode != 0
+    assert run.stdout.count("goes on") == 2
+    assert "rank 1 alone:" in run.stderr
+    assert "MemoryError: too large" in run.stderr

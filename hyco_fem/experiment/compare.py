@@ -39,6 +39,7 @@ from hyco_fem.game.data import Data
 from hyco_fem.game.losses import network_values
 from hyco_fem.game.player import flat, put_flat
 from hyco_fem.parallel import agreed, sum_array
+from hyco_fem.script import Everyone
 
 LOG = "compare.jsonl"
 
@@ -253,6 +254,7 @@ def _run_missing(
     if len(todo) < len(left):
         say(f"{len(left) - len(todo)} of {len(left)} runs are done already")
     start, seed, built, fresh = time.perf_counter(), -1, None, None
+    everyone = Everyone(comm)
     try:
         for number, (k, name, part) in enumerate(todo, 1):
             if built is None or k != seed:
@@ -263,7 +265,8 @@ def _run_missing(
                 fresh = [flat(m.parameters()) for m in (built.physical, built.synthetic)]
             for model, values in zip((built.physical, built.synthetic), fresh or [], strict=True):
                 put_flat(model.parameters(), values)
-            record = log.add({"method": name, "seed": k, "part": part.name, **_one(name, own, built, part, true)})
+            run = _one(name, own, built, part, true, everyone)
+            record = log.add({"method": name, "seed": k, "part": part.name, **run})
             left_s = (time.perf_counter() - start) / number * (len(todo) - number)
             text = record["error"] or ", ".join(f"{METRICS[m]} {record[m]:.3g}" for m in METRICS if m in record)
             what = part.name.partition(",")[0]
@@ -272,9 +275,12 @@ def _run_missing(
     finally:
         if built is not None:
             built.close()
+    everyone.close()
 
 
-def _one(name: str, experiment: Experiment, built: Built, part: Part, true: Truth | None) -> dict[str, Any]:
+def _one(
+    name: str, experiment: Experiment, built: Built, part: Part, true: Truth | None, everyone: Everyone
+) -> dict[str, Any]:
     """One run; an error that it ends with is part of the record.  Collective."""
     method, comm = METHODS[name], built.physical.comm
     data = built.data if part.held is None else built.data.only(~part.held)
@@ -292,6 +298,7 @@ def _one(name: str, experiment: Experiment, built: Built, part: Part, true: Trut
         bad = [METRICS[m] for m, value in found.items() if not math.isfinite(value)]
         error = f"not finite: {', '.join(bad)}" if bad else None
     except (ArithmeticError, ValueError, RuntimeError) as e:
+        everyone.has(e)
         error, solves = f"{type(e).__name__}: {str(e).splitlines()[0]}", _solves(built) - before
     seconds = time.perf_counter() - start
     held = None if part.held is None else int(part.held.sum())

@@ -37,6 +37,7 @@ from hyco_fem.experiment.tables import ConfigurationError, closest
 from hyco_fem.models.physical import PhysicalModel
 from hyco_fem.models.transient import TransientModel
 from hyco_fem.parallel import agreed
+from hyco_fem.script import Everyone
 
 # Cells up to which the constant of the bound is computed: its eigenvalue problem has one unknown for each of them.
 _LARGEST = 40_000
@@ -89,8 +90,9 @@ def convergence(
     first = _Solver(cases[chosen[0]], values)
     _check(first, comm)
     told = [first.described(at)]
-    meshes = _meshes(experiment, levels, comm, told)
-    reference, without = _reference(experiment, values, chosen[-1], own, meshes, comm, told, say)
+    everyone = Everyone(comm)
+    meshes = _meshes(experiment, levels, comm, told, everyone)
+    reference, without = _reference(experiment, values, chosen[-1], own, meshes, everyone, told, say)
     reason = why_not(experiment)
     rows = []
     for p in chosen:
@@ -98,9 +100,10 @@ def convergence(
             if (p, k) == without:
                 continue
             bounded = reason is None and p == 1
-            row = _level(_Solver(cases[p], values), mesh, Level(k, p), reference, bounded, told)
+            row = _level(_Solver(cases[p], values), mesh, Level(k, p), reference, bounded, told, everyone)
             rows.append(row)
             say(line_of(row))
+    everyone.close()
     found = [row for row in rows if row.error is None]
     if not found:
         raise RuntimeError(f"no level could be solved: {rows[0].error}")
@@ -231,13 +234,16 @@ class _Reference:
     known_noise: bool
 
 
-def _meshes(experiment: Experiment, levels: int, comm: MPI.Comm, told: list[str]) -> list[MeshAndTags]:
+def _meshes(
+    experiment: Experiment, levels: int, comm: MPI.Comm, told: list[str], everyone: Everyone
+) -> list[MeshAndTags]:
     """Those that can be made, coarse to fine; what failed is told.  Collective."""
     found = []
     for k in range(levels):
         try:
             found.append(finer_mesh(experiment.mesh, k, comm))
         except (RuntimeError, MemoryError, ValueError) as error:
+            everyone.has(error)
             if k < 2:
                 raise
             told.append(f"failed: there is no mesh of level {k}: {_first(error)}")
@@ -251,7 +257,7 @@ def _reference(
     degree: int,
     own: int | None,
     meshes: list[MeshAndTags],
-    comm: MPI.Comm,
+    everyone: Everyone,
     told: list[str],
     say: Say,
 ) -> tuple[_Reference, tuple[int, int] | None]:
@@ -267,7 +273,7 @@ def _reference(
         text = f"elements of degree {degree + 1} on the mesh of level {last}"
     error: Exception | None = None
     try:
-        mesh = meshes[-1] if own is not None else finer_mesh(experiment.mesh, last + 1, comm)
+        mesh = meshes[-1] if own is not None else finer_mesh(experiment.mesh, last + 1, meshes[0].mesh.comm)
         start = time.perf_counter()
         found = _as_reference(_Solver(better, values), mesh)
         say(f"reference: {text} ({time.perf_counter() - start:.1f} s)")
@@ -276,6 +282,7 @@ def _reference(
     except ConfigurationError:
         raise
     except (RuntimeError, MemoryError, ValueError, ArithmeticError) as e:
+        everyone.has(e)
         error = e
     told.append(f"failed: {text}, as the reference: {_first(error)}")
     for k in range(last, 0, -1):
@@ -283,6 +290,7 @@ def _reference(
             solver = _Solver(experiment if own is None else with_degree(experiment, degree), values)
             found = _as_reference(solver, meshes[k])
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as e:
+            everyone.has(e)
             error = e
             continue
         told.append(f"errors are against the solution of level {k}, which is no row: the last rates are too good")
@@ -300,7 +308,13 @@ def _as_reference(solver: _Solver, mesh: MeshAndTags) -> _Reference:
 
 
 def _level(
-    solver: _Solver, mesh: MeshAndTags, row: Level, reference: _Reference, bounded: bool, told: list[str]
+    solver: _Solver,
+    mesh: MeshAndTags,
+    row: Level,
+    reference: _Reference,
+    bounded: bool,
+    told: list[str],
+    everyone: Everyone,
 ) -> Level:
     """The row of a level, or the error that it ends with; a bound that fails is told.  Collective."""
     start = time.perf_counter()
@@ -316,12 +330,14 @@ def _level(
         row.L2, row.H1, row.energy = errors.L2, errors.H1, errors.energy
         row.at_sensors, row.largest = float(np.sqrt(np.mean(ratio**2))), float(ratio.max())
     except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
+        everyone.has(error)
         row.error = _first(error)
         return row
     if bounded and row.cells <= _LARGEST:
         try:
             row.bound = guaranteed(solver.experiment, mesh, solved.kappa)
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
+            everyone.has(error)
             told.append(f"failed: the bound of level {row.level}: {_first(error)}")
     return row
 
