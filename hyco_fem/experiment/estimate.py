@@ -34,6 +34,7 @@ class Estimate:
     memory: bytes at the peak of the first rounds, on all ranks.  free: on the fullest node.
     first, each: seconds of the first round, and of one after it.  warm_up: seconds before the first round.
     rounds: to be played.  starts: of a search before the first round, each at most as long as it.
+    rule: by which weights are chosen before it, which is not timed; None where they are given.
     """
 
     cells: int
@@ -49,6 +50,7 @@ class Estimate:
     rounds: int
     starts: int
     solver: str
+    rule: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -65,8 +67,12 @@ class Estimate:
             f"memory    {self.memory / 1e9:.2f} GB on all ranks at the peak, {self.free / 1e9:.2f} GB free",
             f"time      {_duration(self.each)} a round, {_duration(self.seconds)} for {self.rounds} rounds",
         ]
+        if self.warm_up:
+            lines[-1] += f", {_duration(self.warm_up)} of them for the warm-up"
         if self.starts:
             lines[-1] += f", a search of {self.starts} starts among them"
+        if self.rule is not None:
+            lines[-1] += f", without the choice of weights ({self.rule})"
         return "\n".join(lines)
 
 
@@ -121,6 +127,7 @@ def estimate(experiment: Experiment, comm: MPI.Comm = MPI.COMM_WORLD) -> Estimat
         rounds=experiment.game.rounds,
         starts=starts,
         solver=physical.description,
+        rule=None if experiment.game.weights.rule in ("given", "gradient_balance") else experiment.game.weights.rule,
     )
     built.close()
     return found
